@@ -1,0 +1,1 @@
+"""Prefect flows: thin decorators round the public functions of wsiseg."""

@@ -1,0 +1,66 @@
+"""Flow `segment-slide`: one slide in, a full-resolution mask out."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Literal
+
+from prefect import flow, task
+from prefect.cache_policies import NO_CACHE
+
+import wsiseg
+from flows.common import artifact_progress, iou_table
+
+
+@task(cache_policy=NO_CACHE)
+def segment_case(slide: str, options: dict[str, Any]) -> dict[str, Any]:
+    """Segment one case; the ledger in its store is the cache, so a retry continues."""
+    report = wsiseg.segment(slide, progress=artifact_progress, **options)
+    if report.scores is not None:
+        # Artifact keys may hold lower-case letters, digits and dashes only.
+        iou_table(report.scores, key="iou-" + re.sub(r"[^a-z0-9]+", "-", report.case.lower()).strip("-"))
+    return report.model_dump(mode="json")
+
+
+@flow(name="segment-slide", validate_parameters=True)
+def segment_slide(
+    slide: str,
+    out: str = "results",
+    model: str | None = None,
+    annotations: str | None = None,
+    region: str | None = None,
+    device: str | None = None,
+    mpp: float | None = None,
+    executor: Literal["auto", "windowed"] | None = None,
+    taper: int | None = None,
+    exact: bool | None = None,
+    image: Literal["full", "model", "none"] | None = None,
+    tissue_filter: bool | None = None,
+    allow_upsampling: bool | None = None,
+    config: str | None = None,
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """Segment a slide into OUT and return the report.
+
+    Parameters are the options of `wsiseg segment`; what is left open is as in the config file, or as
+    the program has it.
+    """
+    return segment_case(
+        slide,
+        {
+            "out": out,
+            "model": model,
+            "annotations": annotations,
+            "region": region,
+            "device": device,
+            "mpp": mpp,
+            "executor": executor,
+            "taper": taper,
+            "exact": exact,
+            "image": image,
+            "tissue_filter": tissue_filter,
+            "allow_upsampling": allow_upsampling,
+            "config": config,
+            "overwrite": overwrite,
+        },
+    )

@@ -1,0 +1,51 @@
+"""wsiseg: full-resolution tissue masks of whole-slide images, window by window.
+
+The names below are what users rely on; they are loaded when first used, so that asking for help or
+reading metadata does not wait for torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from wsiseg.errors import WsisegError
+    from wsiseg.models.registry import build_network, load_network
+    from wsiseg.pipeline import segment
+    from wsiseg.predict import load_predictor
+    from wsiseg.results import evaluate
+    from wsiseg.sources import open_source
+    from wsiseg.store import open_store
+
+_HOMES = {
+    "WsisegError": "wsiseg.errors",
+    "build_network": "wsiseg.models.registry",
+    "evaluate": "wsiseg.results",
+    "load_network": "wsiseg.models.registry",
+    "load_predictor": "wsiseg.predict",
+    "open_source": "wsiseg.sources",
+    "open_store": "wsiseg.store",
+    "segment": "wsiseg.pipeline",
+}
+
+__all__ = [
+    "WsisegError",
+    "build_network",
+    "evaluate",
+    "load_network",
+    "load_predictor",
+    "open_source",
+    "open_store",
+    "segment",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'wsiseg' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,233 @@
+"""The command line: each verb parses, calls one public function, and prints what it gave.
+
+Exit status: 0 all done; 1 some case failed, the others are finished and listed; 2 the command itself
+was wrong (an option, a model, a run file). Every error is one sentence on stderr.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Iterator
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+import wsiseg
+from wsiseg import display
+from wsiseg.errors import ManifestError, ModelError, UsageError, WsisegError
+
+T = TypeVar("T")
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None
+)
+models_app = typer.Typer(no_args_is_help=True, help="Cards of the models: list, show, import.")
+app.add_typer(models_app, name="models")
+
+JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
+_COMMAND_ERRORS = (UsageError, ModelError, ManifestError)
+
+
+class ExecutorName(StrEnum):
+    """How rows are computed."""
+
+    auto = "auto"
+    windowed = "windowed"
+
+
+class StoredImage(StrEnum):
+    """What image is stored beside the mask."""
+
+    full = "full"
+    model = "model"
+    none = "none"
+
+
+def show_progress(items: Iterable[T], *, total: int, what: str) -> Iterator[T]:
+    """A progress bar on stderr."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bars:
+        task = bars.add_task(what, total=total)
+        for item in items:
+            yield item
+            bars.advance(task)
+
+
+def _print_json(data: Any) -> None:
+    typer.echo(json.dumps(data, indent=1, ensure_ascii=False))
+
+
+@app.command()
+def info(input: Path, mpp: float | None = None, json: JsonFlag = False) -> None:
+    """What the file is: format, size, spacing, levels, problems."""
+    found = display.describe(input, mpp=mpp)
+    _print_json(found) if json else display.print_description(found)
+
+
+@app.command()
+def segment(
+    inputs: Annotated[list[Path], typer.Argument(metavar="INPUT...", help="Slides to segment.")],
+    out: Annotated[Path, typer.Option(help="Folder for masks, reports and pictures.")],
+    model: Annotated[str | None, typer.Option(help="Name of a shipped model, or path of a card.")] = None,
+    annotations: Annotated[Path | None, typer.Option(help="Truth to score against.")] = None,
+    region: Annotated[Path | None, typer.Option(help="GeoJSON: segment inside its polygons only.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")] = None,
+    mpp: Annotated[float | None, typer.Option(help="Level-0 pixel size in µm; overrides the file's.")] = None,
+    executor: Annotated[ExecutorName | None, typer.Option(help="How rows are computed.")] = None,
+    taper: Annotated[
+        int | None, typer.Option(help="Half-width of the cross-fade over core borders, pixels.")
+    ] = None,
+    exact: Annotated[
+        bool | None, typer.Option("--exact", help="Halo as large as the receptive field.")
+    ] = None,
+    image: Annotated[
+        StoredImage | None, typer.Option(help="Stored image: level 0, the model's, none.")
+    ] = None,
+    no_tissue_filter: Annotated[bool, typer.Option("--no-tissue-filter", help="Segment glass too.")] = False,
+    allow_upsampling: Annotated[
+        bool | None, typer.Option("--allow-upsampling", help="Accept a slide coarser than the model.")
+    ] = None,
+    config: Annotated[Path | None, typer.Option(help="TOML or YAML with further settings.")] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Start again where a result is there.")
+    ] = False,
+    json: JsonFlag = False,
+) -> None:
+    """Write a full-resolution mask, a report and a picture for each slide."""
+    names = [p.name.removesuffix(".ome.zarr").rsplit(".", 1)[0] for p in inputs]
+    twice = next((n for n in names if names.count(n) > 1), None)
+    if twice is not None:
+        raise UsageError(f"two inputs have the case name {twice!r}; their results would be the same files")
+    if annotations is not None and len(inputs) > 1:
+        raise UsageError("--annotations belongs to one slide; segment slides with annotations one by one")
+    cases, failures = [], []
+    for path in inputs:
+        try:
+            report = wsiseg.segment(
+                path,
+                out,
+                model,
+                annotations=annotations,
+                region=region,
+                overwrite=overwrite,
+                config=config,
+                progress=show_progress,
+                device=device,
+                mpp=mpp,
+                executor=executor and executor.value,
+                taper=taper,
+                exact=exact,
+                image=image and image.value,
+                tissue_filter=False if no_tissue_filter else None,
+                allow_upsampling=allow_upsampling,
+            )
+        except _COMMAND_ERRORS:
+            raise
+        except WsisegError as err:
+            failures.append({"input": str(path), "error": str(err), "kind": type(err).__name__})
+            typer.echo(f"error: {err}", err=True)
+        else:
+            cases.append(report)
+            if not json:
+                display.print_report(report)
+    if json:
+        _print_json({"cases": [c.model_dump(mode="json") for c in cases], "failures": failures})
+    if failures:
+        raise typer.Exit(1)
+
+
+@app.command()
+def evaluate(
+    prediction: Annotated[Path, typer.Option(help="A result (.ome.zarr) or a class-index image.")],
+    truth: Annotated[Path, typer.Option(help="Class-index image, OME-Zarr labels or QuPath GeoJSON.")],
+    out: Annotated[Path | None, typer.Option(help="Also write the scores there, as JSON.")] = None,
+    model: Annotated[str | None, typer.Option(help="Whose classes a plain image has.")] = None,
+    json: JsonFlag = False,
+) -> None:
+    """Per-class IoU, Dice, precision and recall of a mask against truth."""
+    scores = wsiseg.evaluate(prediction, truth, out=out, model=model)
+    _print_json(scores.model_dump(mode="json")) if json else display.print_scores(scores)
+
+
+@app.command()
+def verify(store: Path, json: JsonFlag = False) -> None:
+    """Recompute the hashes of what was written."""
+    problems = display.verify(store)
+    if json:
+        _print_json({"store": str(store), "problems": problems})
+    else:
+        for problem in problems:
+            typer.echo(problem, err=True)
+        if not problems:
+            typer.echo(f"{store}: everything is as it was written")
+    if problems:
+        raise typer.Exit(1)
+
+
+@app.command()
+def train(run: Path, json: JsonFlag = False) -> None:
+    """Train what a run file describes; write weights and card."""
+    from wsiseg.training.loop import train as train_run
+    from wsiseg.training.run import read_run
+
+    card = train_run(
+        read_run(run), progress=lambda what, steps, total: show_progress(steps, total=total, what=what)
+    )
+    _print_json({"card": str(card)}) if json else typer.echo(f"card: {card}")
+
+
+@app.command()
+def demo(out: Path = Path("demo"), json: JsonFlag = False) -> None:
+    """The whole job on the shipped sample: a slide, then an annotated crop with scores."""
+    from wsiseg.demo import run_demo
+
+    slide, crop = run_demo(out, progress=show_progress)
+    if json:
+        _print_json({"cases": [slide.model_dump(mode="json"), crop.model_dump(mode="json")], "failures": []})
+    else:
+        display.print_demo(slide, crop)
+
+
+@models_app.command("list")
+def models_list(json: JsonFlag = False) -> None:
+    """Names of the shipped models."""
+    cards = display.shipped_cards()
+    _print_json(cards) if json else display.print_models(cards)
+
+
+@models_app.command("show")
+def models_show(name: str, json: JsonFlag = False) -> None:
+    """The card of a model."""
+    from wsiseg.models.registry import load_card
+
+    card = load_card(name)
+    _print_json(card.model_dump(mode="json")) if json else display.print_card(card)
+
+
+@models_app.command("import")
+def models_import(
+    checkpoint: Path,
+    out: Annotated[Path, typer.Option(help="Path of the card (.json); the weights go beside it.")],
+    json: JsonFlag = False,
+) -> None:
+    """Turn an original checkpoint into safetensors and a card; nothing in it is executed."""
+    from wsiseg.models.importing import import_checkpoint
+
+    card = import_checkpoint(checkpoint, out)
+    _print_json(card.model_dump(mode="json")) if json else display.print_card(card)
+
+
+def main() -> None:
+    """Entry point: errors become one sentence and an exit status."""
+    try:
+        app()
+    except WsisegError as err:
+        typer.echo(f"error: {err}", err=True)
+        sys.exit(2 if isinstance(err, _COMMAND_ERRORS) else 1)
+    except KeyboardInterrupt:
+        typer.echo("interrupted: what is written stays; the same command continues", err=True)
+        sys.exit(130)

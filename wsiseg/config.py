@@ -1,0 +1,73 @@
+"""Settings of a segmentation: every policy default lives here; the core takes explicit values."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from wsiseg.errors import UsageError
+
+
+class SegmentConfig(BaseModel):
+    """How one case is segmented. Everything here is stored with the mask."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
+    mpp: float | None = Field(None, gt=0, description="level-0 pixel size in µm, overrides the file")
+    executor: Literal["auto", "windowed"] = Field("auto", description="how rows are computed")
+    image: Literal["full", "model", "none"] = Field(
+        "full", description="stored image: level 0, the model's resolution, or none"
+    )
+    exact: bool = Field(False, description="halo as large as the receptive field")
+    taper: int = Field(0, ge=0, description="half-width of the cross-fade over core borders, pixels")
+    tissue_filter: bool = Field(True, description="skip glass and set it to background")
+    allow_upsampling: bool = Field(False, description="accept a slide coarser than the model")
+    core: int | None = Field(None, gt=0, description="kept part of a window, pixels per axis")
+    halo: int | None = Field(None, ge=0, description="context round the core, pixels per axis")
+    batch: int = Field(1, ge=1, description="windows per forward pass")
+    readers: int = Field(2, ge=1, description="threads that read ahead")
+    threads: int | None = Field(None, ge=1, description="threads of the network on a CPU")
+    slab: int | None = Field(None, gt=0, description="rows per slab of the level-0 mask, a multiple of chunk")
+    chunk: int = Field(512, ge=16, description="rows and columns per stored chunk of the mask")
+    tissue_grid_um: float = Field(8.0, gt=0, description="pixel size of the tissue mask, µm")
+    tissue_margin_um: float = Field(50.0, ge=0, description="dilation of the tissue mask, µm")
+
+
+def read_mapping(path: Path) -> dict[str, Any]:
+    """Contents of a TOML or YAML file as a mapping. Raises UsageError."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        data = tomllib.loads(text) if path.suffix == ".toml" else yaml.safe_load(text)
+    except OSError as err:
+        raise UsageError(f"cannot read {path}: {err.strerror}") from None
+    except (tomllib.TOMLDecodeError, yaml.YAMLError, UnicodeDecodeError) as err:
+        raise UsageError(f"{path} is not valid TOML or YAML: {' '.join(str(err).split())}") from None
+    if data is None:
+        return {}
+    if not isinstance(data, dict):
+        raise UsageError(f"{path} must hold settings by name, found {type(data).__name__}")
+    return data
+
+
+def explain(err: ValidationError, *, known: list[str]) -> str:
+    """One line for the first mistake that pydantic found, naming the known keys if one is unknown."""
+    first = err.errors()[0]
+    where = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        return f"unknown setting {where!r}; known are: {', '.join(known)}"
+    return f"setting {where!r} = {first.get('input')!r}: {first['msg']}"
+
+
+def make_config(options: dict[str, Any], *, file: Path | None = None) -> SegmentConfig:
+    """Settings from a file, overridden by the `options` that are not None. Raises UsageError."""
+    given = {name: value for name, value in options.items() if value is not None}
+    merged = (read_mapping(file) if file else {}) | given
+    try:
+        return SegmentConfig(**merged)
+    except ValidationError as err:
+        raise UsageError(explain(err, known=sorted(SegmentConfig.model_fields))) from None

@@ -1,0 +1,173 @@
+"""Results as tables that a person can read, and the small look-ups of the command line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from wsiseg.errors import IncompleteStore, MissingSpacing
+from wsiseg.metrics import Scores
+from wsiseg.models.card import RESEARCH_USE, ModelCard
+from wsiseg.models.registry import load_card, zoo_names
+from wsiseg.report import Report
+from wsiseg.sources import open_source
+from wsiseg.store import CaseStore, plan_of
+
+
+def _console() -> Console:
+    return Console(highlight=False, soft_wrap=True)
+
+
+def describe(path: Path, *, mpp: float | None) -> dict[str, Any]:
+    """Format, grid and levels of an input. Raises UnreadableSource."""
+    problems = []
+    try:
+        source = open_source(path, mpp)
+    except MissingSpacing as err:
+        problems.append(str(err))
+        source = open_source(path, 1.0)
+    stated = not problems
+    return {
+        "path": str(path),
+        "format": source.format,
+        "axes": source.geometry.axes,
+        "shape": list(source.geometry.shape),
+        "spacing": list(source.geometry.spacing) if stated else None,
+        "unit": source.geometry.unit,
+        "channels": source.num_channels,
+        "levels": [
+            {"shape": list(s.geometry.shape), "spacing": list(s.geometry.spacing) if stated else None}
+            for s in source.levels
+        ],
+        "problems": problems,
+    }
+
+
+def print_description(found: dict[str, Any]) -> None:
+    """What `describe` found."""
+    console = _console()
+    console.print(f"{found['path']}: {found['format']}, axes {found['axes']}, {found['channels']} channels")
+    table = Table("level", "shape", f"spacing ({found['unit']})")
+    for number, level in enumerate(found["levels"]):
+        spacing = " x ".join(f"{s:.4g}" for s in level["spacing"]) if level["spacing"] else "not known"
+        table.add_row(str(number), " x ".join(map(str, level["shape"])), spacing)
+    console.print(table)
+    for problem in found["problems"]:
+        console.print(f"problem: {problem}")
+
+
+def _figure(value: float | None) -> str:
+    return "absent" if value is None else f"{value:.4f}"
+
+
+def print_scores(scores: Scores) -> None:
+    """Per-class table and the overall figures."""
+    console = _console()
+    table = Table("class", "IoU", "Dice", "precision", "recall", "truth px", "predicted px")
+    for c in scores.classes:
+        figures = [c.iou, c.dice] if c.absent else [c.iou, c.dice, c.precision, c.recall]
+        cells = [_figure(f) if c.absent or f is not None else "-" for f in figures]
+        cells += [""] * (4 - len(cells))
+        table.add_row(c.name, *cells, str(c.truth_pixels), str(c.predicted_pixels))
+    console.print(table)
+    console.print(
+        f"mean IoU over classes present {_figure(scores.mean_iou)}, "
+        f"frequency-weighted {_figure(scores.frequency_weighted_iou)}, "
+        f"pixel accuracy {_figure(scores.pixel_accuracy)}; "
+        f"{scores.counted_pixels} pixels counted, {scores.void_pixels} void"
+    )
+
+
+def print_report(report: Report) -> None:
+    """Areas, remarks and where the files are."""
+    console = _console()
+    size = " x ".join(map(str, report.mask_shape))
+    console.print(f"{report.case}: {report.status}, mask of {size} pixels, model {report.model['name']}")
+    table = Table("class", "area mm²", "share")
+    for c in report.classes:
+        if c.pixels:
+            table.add_row(c.name, f"{c.area_mm2:.4f}", f"{100 * c.share:.2f} %")
+    console.print(table)
+    if report.scores is not None:
+        print_scores(report.scores)
+    for remark in report.remarks:
+        console.print(f"note: {remark}")
+    console.print(
+        f"mask    {report.store}\nreport  {report.report}\npicture {report.overlay}\n{RESEARCH_USE}"
+    )
+
+
+def print_demo(slide: Report, crop: Report) -> None:
+    """Both halves of the demonstration and where to look."""
+    console = _console()
+    print_report(slide)
+    console.print(
+        "This slide's organ is not established and the model is a demonstration: the mask shows how a "
+        "result looks, not what the tissue is.\n"
+    )
+    print_report(crop)
+    console.print(
+        "The crop was scored by weights that never saw its patient.\n\n"
+        f"Look at {slide.overlay} and {crop.overlay}"
+    )
+
+
+def shipped_cards() -> list[dict[str, Any]]:
+    """Name, classes and spacing of each shipped model."""
+    cards = [load_card(name) for name in zoo_names()]
+    return [
+        {
+            "name": card.name,
+            "network": card.network.name,
+            "classes": len(card.classes),
+            "spacing": card.spacing.model_dump() if card.spacing else None,
+            "intended_use": card.intended_use,
+        }
+        for card in cards
+    ]
+
+
+def print_models(cards: list[dict[str, Any]]) -> None:
+    """One row a model."""
+    table = Table("name", "network", "classes", "intended use")
+    for card in cards:
+        table.add_row(card["name"], card["network"], str(card["classes"]), card["intended_use"].strip())
+    _console().print(table)
+
+
+def print_card(card: ModelCard) -> None:
+    """A card in words."""
+    console = _console()
+    windows = card.windows
+    arguments = ", ".join(f"{k}={v}" for k, v in card.network.arguments.items())
+    console.print(f"{card.name}: {card.network.name}({arguments})\n{card.notice}\n")
+    console.print(f"classes      {', '.join(c.name for c in card.classes)}")
+    if card.spacing:
+        assumed = ", assumed" if card.spacing.assumed else ""
+        console.print(f"spacing      {card.spacing.value} {card.spacing.unit}{assumed}")
+    before, after = windows.receptive_field
+    console.print(f"receptive    {before} + 1 + {after} pixels wide, exact halo {windows.exact_halo}")
+    console.print(
+        f"windows      core {windows.core}, halo {windows.halo}, output stride {windows.output_stride}"
+    )
+    for row in windows.agreement:
+        console.print(f"             {row.core} + {row.halo}: {100 * row.agreement:.2f} % as one window")
+    console.print(
+        f"training     {card.training_data}\nlicence      {card.licence}\nuse          {card.intended_use}"
+    )
+    for limit in card.limits:
+        console.print(f"limit        {limit}")
+    if card.quality:
+        console.print("quality", card.quality)
+    console.print(f"weights      {card.weights}, sha256 {card.sha256}")
+
+
+def verify(store: Path) -> list[str]:
+    """Sentences for what is not as it was written. Raises IncompleteStore."""
+    plan = plan_of(store)
+    if plan is None:
+        raise IncompleteStore(f"{store} is not a wsiseg result: it has no ledger")
+    return CaseStore(store, plan).verify()

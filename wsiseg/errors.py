@@ -1,0 +1,59 @@
+"""What can go wrong for a reason that a user can mend.
+
+    WsisegError
+    ├── SourceError            the input image
+    │   ├── UnreadableSource   cannot be opened as an image
+    │   └── MissingSpacing     its pixel size is not known
+    ├── ModelError             a card or its weights
+    ├── StoreError             the result on disk
+    │   ├── ConfigMismatch     begun with other settings
+    │   └── IncompleteStore    not finished, or damaged
+    ├── AnnotationError        pathologists' marks
+    └── ManifestError          a table of cases, or a run file
+
+Each message says what is wrong, with the value, and what to do about it.
+"""
+
+
+class WsisegError(Exception):
+    """Base of every error that is the input's fault, not the program's."""
+
+
+class SourceError(WsisegError):
+    """An input image cannot be used."""
+
+
+class UnreadableSource(SourceError):
+    """A file is missing or cannot be opened as an image."""
+
+
+class MissingSpacing(SourceError):
+    """The physical pixel size is not in the file and was not given."""
+
+
+class ModelError(WsisegError):
+    """A model is unknown, or its card and weights do not fit together."""
+
+
+class StoreError(WsisegError):
+    """A result cannot be written or read."""
+
+
+class ConfigMismatch(StoreError):
+    """An unfinished result was begun with other settings."""
+
+
+class IncompleteStore(StoreError):
+    """A result is unfinished or is not what was written."""
+
+
+class AnnotationError(WsisegError):
+    """An annotation cannot be used."""
+
+
+class ManifestError(WsisegError):
+    """A manifest or run file has a mistake at a place that the message names."""
+
+
+class UsageError(WsisegError):
+    """The command itself was wrong, whatever the input holds (exit status 2)."""

@@ -1,0 +1,1 @@
+"""Executors: rows of an image in, rows of the finished mask out."""

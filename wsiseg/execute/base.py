@@ -1,0 +1,70 @@
+"""The seam between the pipeline and whatever turns rows of an image into rows of a mask."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wsiseg.geometry import Region
+from wsiseg.resample import needed_rows, sample
+from wsiseg.sources.cached import CachedSource
+from wsiseg.windows import Slab
+
+Wanted = Callable[[Region], bool]
+"""Says whether a region (of the model's grid) needs to be computed."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Finished rows of the mask on the model's grid: class indices, VOID where not decodable.
+
+    Where nothing was wanted the values mean nothing.
+    """
+
+    rows: slice
+    mask: NDArray[np.uint8]  # (rows, ...)
+
+
+class Executor(Protocol):
+    """Rows of the image in, rows of the finished mask out."""
+
+    def first_row_read(self, row: int) -> int:
+        """The first row of the source that rows from `row` on are made from (may be negative)."""
+        ...
+
+    def settings(self) -> dict[str, Any]:
+        """What of the executor can change a float, for the store's plan."""
+        ...
+
+    def run(self, source: CachedSource, *, first_row: int, wanted: Wanted) -> Iterator[Rows]:
+        """Rows in order, without gaps, to the last; the first piece begins at or above `first_row`."""
+        ...
+
+
+def to_level0(
+    pieces: Iterator[Rows], slabs: Sequence[Slab], *, shape: tuple[int, ...], from_shape: tuple[int, ...]
+) -> Iterator[tuple[Slab, NDArray[np.uint8]]]:
+    """Each slab of the level-0 mask (a grid of `shape`), as soon as its rows of the model's grid are there.
+
+    Class indices are taken by pixel centres; what a later slab needs again is carried over.
+    """
+    held: NDArray[np.uint8] | None = None
+    top = 0
+    for slab in slabs:
+        need = needed_rows(slab.rows, size=shape[0], from_size=from_shape[0])
+        while held is None or top + len(held) < need.stop:
+            piece = next(pieces)
+            if held is None:
+                held, top = piece.mask, piece.rows.start
+            else:
+                held = np.concatenate([held, piece.mask])
+            drop = min(max(0, need.start - top), len(held))
+            held, top = held[drop:], top + drop
+        whole = (slab.rows, *(slice(0, n) for n in shape[1:]))
+        mask = sample(held, whole, shape=shape, from_shape=from_shape, first_row=top)
+        # The caller writes on it, and what is held may share its memory.
+        yield slab, mask.copy()

@@ -1,0 +1,190 @@
+"""Windows over the image, batches of one fixed shape, and their stitching."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from wsiseg.classes import VOID
+from wsiseg.execute.base import Rows, Wanted
+from wsiseg.geometry import region_shape, relative_to
+from wsiseg.predict import Predictor
+from wsiseg.sources.base import WHITE
+from wsiseg.sources.cached import CachedSource
+from wsiseg.windows import Window, WindowPlan, axis_weights, check_taper, footprint
+
+
+class Windowed:
+    """Any network, window by window: equal to one window over everything where the halo suffices.
+
+    `plan` lies on the model's grid; `taper` is the half-width in pixels of the cross-fade between
+    neighbours, 0 to keep cores. Raises ValueError where the taper does not fit the plan.
+    """
+
+    def __init__(self, predictor: Predictor, plan: WindowPlan, *, taper: int = 0, batch: int = 1) -> None:
+        check_taper(plan, taper)
+        self._predictor = predictor
+        self._plan = plan
+        self._taper = taper
+        self._batch = batch
+
+    def _first_number(self, row: int) -> int:
+        # A row of windows reaches `taper` rows across its borders, so the one above may matter too.
+        return max(0, row - self._taper) // self._plan.core[0]
+
+    def first_row_read(self, row: int) -> int:
+        return self._first_number(row) * self._plan.core[0] - self._plan.halo[0]
+
+    def settings(self) -> dict[str, Any]:
+        return {
+            "executor": "windowed",
+            "core": list(self._plan.core),
+            "halo": list(self._plan.halo),
+            "taper": self._taper,
+            "batch": self._batch,
+        }
+
+    def run(self, source: CachedSource, *, first_row: int, wanted: Wanted) -> Iterator[Rows]:
+        first = self._first_number(first_row)
+        stitcher = Stitcher(self._plan, taper=self._taper)
+        todo = {number: self._wanted_in(number, wanted) for number in range(first, self._plan.grid[0])}
+        for number in range(first, self._plan.grid[0]):
+            upcoming = [*todo.pop(number), *todo.get(number + 1, [])]
+            for group in self._groups(len(upcoming) - len(todo.get(number + 1, []))):
+                for window in upcoming[group.start : group.stop + self._batch]:
+                    source.prefetch(window.read)
+                windows = upcoming[group]
+                images, valid = self._read(source, windows)
+                outputs = self._predictor(images)
+                for i, window in enumerate(windows):
+                    stitcher.add(window, outputs.scores[i], valid[i])
+            yield stitcher.finish(number)
+
+    def _wanted_in(self, number: int, wanted: Wanted) -> list[Window]:
+        """Windows of a row that contribute to a wanted pixel."""
+        row = self._plan.row(number)
+        return [w for w in row if wanted(footprint(self._plan, w, taper=self._taper))]
+
+    def _groups(self, count: int) -> list[slice]:
+        return [slice(i, min(i + self._batch, count)) for i in range(0, count, self._batch)]
+
+    def _read(
+        self, source: CachedSource, windows: Sequence[Window]
+    ) -> tuple[NDArray[np.uint8], list[NDArray[np.bool_]]]:
+        """Images (batch, C, *window), filled up with background, and the validity of each window."""
+        shape = (self._batch, *self._plan.window_shape, source.num_channels)
+        images = np.moveaxis(np.full(shape, WHITE, np.uint8), -1, 1)
+        valid = []
+        for i, window in enumerate(windows):
+            pixels = source.read(window.read)
+            images[i] = pixels.values
+            valid.append(pixels.valid)
+        return images, valid
+
+
+class Stitcher:
+    """Scores of windows, row of windows by row of windows, to class indices.
+
+    Without taper a window's core is its own. With taper scores are added up with weights that sum to
+    one by construction, and what the next row of windows adds to is carried over.
+    """
+
+    def __init__(self, plan: WindowPlan, *, taper: int) -> None:
+        self._plan = plan
+        self._taper = taper
+        self._mask: NDArray[np.uint8] | None = None  # rows of the current row of windows
+        self._void: list[tuple[tuple[slice, ...], NDArray[np.bool_]]] = []
+        self._sums: Tensor | None = None  # (K, rows + taper on both sides, ...)
+        self._top = 0  # row of the image at which _sums begins
+
+    def add(self, window: Window, scores: Tensor, valid: NDArray[np.bool_]) -> None:
+        """Take in the scores (K, *window) and validity (*window) of one window."""
+        core = relative_to(window.core, window.read)
+        if self._taper == 0:
+            best = scores[(slice(None), *core)].max(dim=0).indices.to(torch.uint8)
+            self._rows_mask(window)[self._in_rows(window)] = best.cpu().numpy()
+        else:
+            self._add_weighted(window, scores)
+        if not valid.all():
+            self._void.append((window.core, ~valid[core]))
+
+    def finish(self, number: int) -> Rows:
+        """The rows that are complete once row `number` of the windows has been added."""
+        plan, taper = self._plan, self._taper
+        start = number * plan.core[0]
+        stop = min(start + plan.core[0], plan.shape[0])
+        if taper:
+            start -= taper if number else 0
+            stop -= taper if number + 1 < plan.grid[0] else 0
+            mask = self._finish_weighted(start, stop)
+        else:
+            mask = self._mask if self._mask is not None else self._blank(stop - start)
+        self._mask = None
+        self._apply_void(mask, slice(start, stop))
+        return Rows(slice(start, stop), mask)
+
+    def _blank(self, rows: int) -> NDArray[np.uint8]:
+        return np.zeros((rows, *self._plan.shape[1:]), np.uint8)
+
+    def _rows_mask(self, window: Window) -> NDArray[np.uint8]:
+        if self._mask is None:
+            self._mask = self._blank(region_shape(window.core)[0])
+        return self._mask
+
+    def _in_rows(self, window: Window) -> tuple[slice, ...]:
+        first, *rest = window.core
+        return (slice(0, first.stop - first.start), *rest)
+
+    def _add_weighted(self, window: Window, scores: Tensor) -> None:
+        place = footprint(self._plan, window, taper=self._taper)
+        weighted = scores[(slice(None), *relative_to(place, window.read))]
+        for axis in range(len(place)):
+            ramp = torch.from_numpy(axis_weights(self._plan, window, axis=axis, taper=self._taper))
+            shape = [1] * weighted.ndim
+            shape[axis + 1] = -1
+            weighted = weighted * ramp.to(scores.device).view(shape)
+        if self._sums is None:
+            rows = self._plan.core[0] + 2 * self._taper
+            self._top = window.index[0] * self._plan.core[0] - self._taper
+            size = (scores.shape[0], rows, *self._plan.shape[1:])
+            self._sums = torch.zeros(size, device=scores.device)
+        rows_of = slice(place[0].start - self._top, place[0].stop - self._top)
+        self._sums[(slice(None), rows_of, *place[1:])] += weighted
+
+    def _finish_weighted(self, start: int, stop: int) -> NDArray[np.uint8]:
+        if self._sums is None:  # nothing wanted here, nor carried over
+            return self._blank(stop - start)
+        ready = self._sums[:, max(0, start - self._top) : stop - self._top]
+        best = ready.max(dim=0).indices.to(torch.uint8).cpu().numpy()
+        carried = self._sums[:, stop - self._top :]
+        moved = torch.zeros_like(self._sums)
+        moved[:, : carried.shape[1]] = carried
+        # The next row of windows reaches up to where this one's complete rows end.
+        self._sums, self._top = moved, stop
+        return best
+
+    def _apply_void(self, mask: NDArray[np.uint8], rows: slice) -> None:
+        """Mark what could not be decoded; keep what lies in rows that are not complete yet."""
+        kept = []
+        for core, void in self._void:
+            first = slice(max(core[0].start, rows.start), min(core[0].stop, rows.stop))
+            if first.stop > first.start:
+                at = (slice(first.start - rows.start, first.stop - rows.start), *core[1:])
+                mask[at][void[first.start - core[0].start : first.stop - core[0].start]] = VOID
+            if core[0].stop > rows.stop:
+                kept.append((core, void))
+        self._void = kept
+
+
+def one_window_shape(shape: Sequence[int], *, core: int, stride: int) -> tuple[int, ...]:
+    """Cores of at most `core` pixels an axis, no larger than the image needs.
+
+    >>> one_window_shape((100, 5000), core=1024, stride=8)
+    (104, 1024)
+    """
+    return tuple(min(core, -(-n // stride) * stride) for n in shape)

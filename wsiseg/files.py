@@ -1,0 +1,86 @@
+"""Writing to disk: errors as one sentence, small files whole or not at all, hashes of content."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wsiseg.errors import StoreError
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turns what a disk says into one sentence. Raises StoreError."""
+    try:
+        yield
+    except OSError as err:
+        reasons = {
+            errno.ENOSPC: "the disk is full; make room and run the same command again, it continues",
+            errno.EDQUOT: "the quota is used up; make room and run the same command again, it continues",
+            errno.EROFS: "the file system is read-only; choose another folder with --out",
+            errno.EACCES: "permission denied; choose another folder with --out",
+            errno.ENOTDIR: "a part of the path is a file; choose another folder with --out",
+        }
+        reason = reasons.get(err.errno or 0, err.strerror or str(err))
+        raise StoreError(f"cannot write {path}: {reason}") from None
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a small file so that it is there whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("wb") as stream:
+        stream.write(data)
+        stream.flush()
+        os.fsync(stream.fileno())
+    partial.replace(path)
+
+
+def to_json(data: Any) -> bytes:
+    """Indented JSON in UTF-8."""
+    return (json.dumps(data, indent=1, ensure_ascii=False) + "\n").encode()
+
+
+def content_hash(array: NDArray[np.uint8]) -> str:
+    """SHA-256 of the shape and values of an array."""
+    digest = hashlib.sha256(repr(array.shape).encode())
+    digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
+
+
+WHOLE_HASH_BYTES = 1 << 30
+_PIECE = 1 << 20
+
+
+def fingerprint(path: Path) -> dict[str, str]:
+    """What identifies an input: the sha256 of a file of up to 1 GiB, else a fingerprint.
+
+    The fingerprint of a larger file hashes its size and 64 pieces of 1 MiB spread over it; that of
+    a folder (or of a slide with a companion folder) the names and sizes of all files in it.
+    """
+    companion = path.with_suffix("")
+    folder = path if path.is_dir() else companion if path.suffix and companion.is_dir() else None
+    digest = hashlib.sha256()
+    if folder is not None:
+        files = sorted(p for p in folder.rglob("*") if p.is_file())
+        for file in [*files, *([path] if path.is_file() else [])]:
+            digest.update(f"{file.relative_to(folder.parent)}\0{file.stat().st_size}\n".encode())
+        return {"fingerprint": digest.hexdigest()}
+    size = path.stat().st_size
+    with path.open("rb") as stream:
+        if size <= WHOLE_HASH_BYTES:
+            return {"sha256": hashlib.file_digest(stream, "sha256").hexdigest()}
+        digest.update(str(size).encode())
+        for piece in range(64):
+            stream.seek(piece * (size - _PIECE) // 63)
+            digest.update(stream.read(_PIECE))
+    return {"fingerprint": digest.hexdigest()}

@@ -1,0 +1,1 @@
+"""Networks, cards and weights."""

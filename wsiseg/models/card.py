@@ -1,0 +1,134 @@
+"""The model card: everything that inference needs to know, and what a user must know to trust it."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from wsiseg.classes import MaskClass
+from wsiseg.errors import ModelError
+
+RESEARCH_USE = "research use only, not for diagnosis"
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class NetworkSpec(_Frozen):
+    """Which network, built with which arguments."""
+
+    name: str
+    arguments: dict[str, Any] = Field(default_factory=dict)
+
+
+class Preprocessing(_Frozen):
+    """From pixels as read to the network's input: (pixel - mean) / std * factor, per channel."""
+
+    channel_order: Literal["RGB", "BGR"] = "RGB"
+    statistics: Literal["card", "case"] = Field(
+        "card", description="mean and std from this card, or from the tissue of each case"
+    )
+    mean: tuple[float, ...] = Field((0.0, 0.0, 0.0), description="in channel_order, 0..255")
+    std: tuple[float, ...] = Field((255.0, 255.0, 255.0), description="in channel_order, 0..255")
+    factor: float = Field(1.0, description="applied last")
+
+
+class Spacing(_Frozen):
+    """Pixel size that the network was trained at."""
+
+    value: float = Field(gt=0)
+    unit: Literal["micrometer", "millimeter"] = "micrometer"
+    assumed: bool = Field(False, description="True where the training data did not state it")
+
+
+class HaloAgreement(_Frozen):
+    """Share of a mask that equals the mask of one window over the whole image."""
+
+    core: int
+    halo: int
+    agreement: float = Field(ge=0, le=1)
+
+
+class WindowSpec(_Frozen):
+    """How to cut an image for this network, in pixels of its own spacing."""
+
+    output_stride: int = Field(ge=1)
+    output_scale: int = Field(1, ge=1, description="input pixels per score, 8 for ESPNet-C")
+    receptive_field: tuple[int, int] = Field(description="exact reach before and after a pixel")
+    exact_halo: int = Field(description="larger reach rounded up to the output stride")
+    core: int = Field(1024, gt=0)
+    halo: int | None = Field(None, description="measured default; None: not measured, exact_halo serves")
+    measured_on: str = Field("", description="image and settings of the table below")
+    agreement: tuple[HaloAgreement, ...] = ()
+
+
+class ModelCard(_Frozen):
+    """What a model is. Stored as JSON beside its weights."""
+
+    name: str
+    version: str = "1"
+    network: NetworkSpec
+    weights: str = Field(description="file name of the safetensors beside this card")
+    sha256: str = Field(description="of the weights file")
+    axes: str = "yx"
+    channels: int = 3
+    classes: tuple[MaskClass, ...]
+    background: int | None = Field(0, description="class of glass; None: no tissue filter")
+    spacing: Spacing | None = Field(None, description="None: pixels are used as they are")
+    preprocessing: Preprocessing
+    windows: WindowSpec
+    scores: Literal["logits", "log-probabilities"] = "logits"
+    training_data: str
+    licence: str
+    quality: dict[str, Any] = Field(default_factory=dict, description="measured figures")
+    intended_use: str
+    limits: tuple[str, ...] = Field((), description="what the model cannot do")
+    notice: str = RESEARCH_USE
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if [c.index for c in self.classes] != list(range(len(self.classes))):
+            raise ValueError("classes must be numbered 0, 1, 2, ... in order")
+        if self.background is not None and self.background >= len(self.classes):
+            raise ValueError(f"background {self.background} is not a class")
+        if Path(self.weights).name != self.weights:
+            raise ValueError(f"weights {self.weights!r} must be a file name beside the card")
+        if not len(self.preprocessing.mean) == len(self.preprocessing.std) == self.channels:
+            raise ValueError(f"mean and std must have {self.channels} values")
+        return self
+
+    @property
+    def identity(self) -> str:
+        """Hash of everything on the card that decides the mask, the weights included."""
+        decisive = self.model_dump_json(
+            include={"network", "sha256", "axes", "channels", "classes", "background",
+                     "spacing", "preprocessing", "scores"}
+        )  # fmt: skip
+        return hashlib.sha256(decisive.encode()).hexdigest()
+
+
+def read_card(path: Path) -> ModelCard:
+    """The card in a JSON file. Raises ModelError."""
+    try:
+        return ModelCard.model_validate_json(path.read_bytes())
+    except OSError as err:
+        raise ModelError(f"cannot read the model card {path}: {err.strerror}") from None
+    except ValidationError as err:
+        first = err.errors()[0]
+        where = ".".join(str(p) for p in first["loc"]) or "the card"
+        raise ModelError(f"{path} is not a valid model card: {where}: {first['msg']}") from None
+
+
+def write_card(card: ModelCard, path: Path) -> None:
+    """Write a card as indented JSON."""
+    path.write_text(card.model_dump_json(indent=2) + "\n", encoding="utf-8")
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,0 +1,75 @@
+"""An original checkpoint becomes safetensors and a card."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import nn
+
+from wsiseg.classes import anonymous_classes
+from wsiseg.errors import ModelError
+from wsiseg.models.card import ModelCard, NetworkSpec, Preprocessing, WindowSpec, write_card
+from wsiseg.models.graph import NetworkGraph
+from wsiseg.models.registry import build_network
+from wsiseg.models.weights import fill, read_checkpoint, recognise, save_weights
+
+# As the original code prepares images: OpenCV's BGR, statistics of Cityscapes, then divided by 255.
+CITYSCAPES = Preprocessing(
+    channel_order="BGR",
+    mean=(72.3923111, 82.90893555, 73.15840149),
+    std=(45.3192215, 46.15289307, 44.91483307),
+    factor=1 / 255,
+)
+
+
+def import_checkpoint(checkpoint: Path, card: Path) -> ModelCard:
+    """Write the card at `card` (.json) and the weights beside it. Raises ModelError.
+
+    Nothing in the checkpoint is executed. What it does not hold (class names, spacing, training
+    data) is left open on the card, and says so.
+    """
+    if card.suffix != ".json":
+        raise ModelError(f"a card is a .json file, got {card}")
+    recognised = recognise(read_checkpoint(checkpoint), name=str(checkpoint))
+    network = build_network(recognised.network, **recognised.arguments)
+    fill(network, recognised.state, name=str(checkpoint))
+    card.parent.mkdir(parents=True, exist_ok=True)
+    weights = card.with_suffix(".safetensors")
+    sha256 = save_weights(network.eval(), weights)
+    made = ModelCard(
+        name=card.stem,
+        network=NetworkSpec(name=recognised.network, arguments=recognised.arguments),
+        weights=weights.name,
+        sha256=sha256,
+        channels=recognised.arguments["channels"],
+        classes=anonymous_classes(recognised.arguments["classes"]),
+        background=None,
+        spacing=None,
+        preprocessing=CITYSCAPES,
+        windows=window_spec(network),
+        training_data=f"not stated in the checkpoint {checkpoint.name}",
+        licence="that of the checkpoint",
+        intended_use="to be filled in by whoever imported the checkpoint",
+        limits=(
+            "class names and pixel size are not in the checkpoint: edit this card before use",
+            "preprocessing is that of the published Cityscapes models; others may need another",
+        ),
+    )
+    write_card(made, card)
+    return made
+
+
+def window_spec(network: nn.Module) -> WindowSpec:
+    """What the network's graph says about windows; the default halo is left to be measured."""
+    graph = NetworkGraph(network)
+    scale = graph.output_scale
+    if scale > 1:
+        # Scores are enlarged to the input's grid, which takes in their neighbours too.
+        graph = NetworkGraph(nn.Sequential(network, nn.Upsample(scale_factor=scale, mode="bilinear")))
+    reach = graph.reach(axis=0)
+    return WindowSpec(
+        output_stride=graph.output_stride,
+        output_scale=scale,
+        receptive_field=(reach.before, reach.after),
+        exact_halo=graph.exact_halo(axis=0),
+    )

@@ -1,0 +1,113 @@
+"""Building blocks of the ESPNet family, for any number of spatial axes."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+CONV = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+CONV_TRANSPOSE = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
+BATCH_NORM = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
+AVG_POOL = {1: nn.AvgPool1d, 2: nn.AvgPool2d, 3: nn.AvgPool3d}
+
+ESP_DILATIONS = (1, 2, 4, 8, 16)
+
+
+def conv(
+    channels: int, out_channels: int, *, kernel: int, stride: int = 1, dilation: int = 1, ndim: int
+) -> nn.Module:
+    """Convolution without bias, padded so that stride 1 keeps the size."""
+    return CONV[ndim](
+        channels,
+        out_channels,
+        kernel,
+        stride=stride,
+        padding=dilation * (kernel - 1) // 2,
+        dilation=dilation,
+        bias=False,
+    )
+
+
+def up2(channels: int, *, ndim: int) -> nn.Module:
+    """Learned up-sampling by two: a transposed 2-wide convolution with stride 2, without bias."""
+    return CONV_TRANSPOSE[ndim](channels, channels, 2, stride=2, bias=False)
+
+
+def down2(*, ndim: int) -> nn.Module:
+    """Average pooling by two over 3-wide neighbourhoods; zeros outside count in the mean."""
+    pool: nn.Module = AVG_POOL[ndim](3, stride=2, padding=1)
+    return pool
+
+
+class NormAct(nn.Module):
+    """Batch norm and PReLU with one slope per channel."""
+
+    def __init__(self, channels: int, *, ndim: int, eps: float = 1e-3) -> None:
+        super().__init__()
+        self.norm = BATCH_NORM[ndim](channels, eps=eps)
+        self.act = nn.PReLU(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.act(self.norm(x))
+        return out
+
+
+class ConvNormAct(nn.Module):
+    """Convolution, batch norm, PReLU."""
+
+    def __init__(self, channels: int, out_channels: int, *, kernel: int, stride: int = 1, ndim: int) -> None:
+        super().__init__()
+        self.conv = conv(channels, out_channels, kernel=kernel, stride=stride, ndim=ndim)
+        self.tail = NormAct(out_channels, ndim=ndim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.tail(self.conv(x))
+        return out
+
+
+class ESP(nn.Module):
+    """Efficient spatial pyramid: reduce, dilate in parallel, fuse hierarchically.
+
+    Source: Mehta et al., ESPNet, ECCV 2018, section 3. With `stride=2` the reduction is a 3-wide
+    strided convolution (the down-sampler); `residual` adds the input before the norm.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        out_channels: int,
+        *,
+        stride: int = 1,
+        residual: bool = True,
+        ndim: int = 2,
+    ) -> None:
+        super().__init__()
+        if residual and (stride != 1 or channels != out_channels):
+            raise ValueError(
+                f"a residual unit keeps its shape; got {channels} -> {out_channels}, stride {stride}"
+            )
+        branch = out_channels // len(ESP_DILATIONS)
+        # What does not divide evenly goes to the branch without dilation.
+        first = out_channels - branch * (len(ESP_DILATIONS) - 1)
+        if branch < 1:
+            raise ValueError(f"{out_channels} output channels are too few for {len(ESP_DILATIONS)} branches")
+        kernel = 3 if stride == 2 else 1
+        self.residual = residual
+        self.reduce = conv(channels, branch, kernel=kernel, stride=stride, ndim=ndim)
+        self.branches = nn.ModuleList(
+            conv(branch, first if d == 1 else branch, kernel=3, dilation=d, ndim=ndim) for d in ESP_DILATIONS
+        )
+        self.tail = NormAct(out_channels, ndim=ndim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        reduced = self.reduce(x)
+        fused = [self.branches[0](reduced)]
+        running = None  # the undilated branch takes no part in the running sum
+        for branch in self.branches[1:]:
+            running = branch(reduced) if running is None else running + branch(reduced)
+            fused.append(running)
+        out = torch.cat(fused, dim=1)
+        if self.residual:
+            out = x + out
+        joined: Tensor = self.tail(out)
+        return joined

@@ -1,0 +1,127 @@
+"""The picture of a case that a person can judge: tissue, mask, legend, scale bar; truth beside it."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch, Rectangle
+from numpy.typing import NDArray
+
+from wsiseg.classes import VOID, Color, MaskClass
+from wsiseg.files import write_whole, writing
+from wsiseg.geometry import Geometry
+from wsiseg.models.card import RESEARCH_USE
+
+Rgb = NDArray[np.uint8]
+Indices = NDArray[np.uint8]
+
+OPACITY = 0.45
+VOID_COLOR = (128, 128, 128)
+
+
+def palette(classes: Sequence[MaskClass]) -> NDArray[np.uint8]:
+    """Colour (256, 3) of every mask value."""
+    colors = np.full((256, 3), VOID_COLOR, np.uint8)
+    for c in classes:
+        colors[c.index] = c.color
+    return colors
+
+
+def blend(image: Rgb, mask: Indices, *, classes: Sequence[MaskClass], background: int | None) -> Rgb:
+    """The image (y, x, 3) tinted by the mask (y, x), with outlines; background stays as it is."""
+    colors = palette(classes)[mask].astype(np.float32)
+    tinted = np.rint((1 - OPACITY) * image + OPACITY * colors).astype(np.uint8)
+    if background is not None:
+        tinted = np.where((mask == background)[..., None], image, tinted)
+    border = np.zeros(mask.shape, bool)
+    border[:-1] |= mask[:-1] != mask[1:]
+    border[:, :-1] |= mask[:, :-1] != mask[:, 1:]
+    return np.where(border[..., None], (0.6 * tinted).astype(np.uint8), tinted)
+
+
+def scale_bar_um(extent_um: float) -> float:
+    """A round length (1, 2 or 5 times a power of ten) of about a fifth of the picture's width."""
+    target = extent_um / 5
+    power = 10.0 ** math.floor(math.log10(target))
+    return max(m * power for m in (1.0, 2.0, 5.0) if m * power <= target)
+
+
+def draw_overlay(
+    path: Path,
+    *,
+    title: str,
+    image: Rgb,
+    mask: Indices,
+    truth: Indices | None,
+    classes: Sequence[MaskClass],
+    background: int | None,
+    geometry: Geometry,
+) -> None:
+    """Write overlay.png from pictures (y, x[, 3]) of one size over `geometry`. Raises StoreError."""
+    panels = [("tissue", image), ("mask", blend(image, mask, classes=classes, background=background))]
+    if truth is not None:
+        panels.append(("annotation", blend(image, truth, classes=classes, background=background)))
+    aspect = image.shape[0] / image.shape[1]
+    width = 5.0
+    height = min(max(width * aspect, 2.2), 14.0)
+    figure = Figure(figsize=(width * len(panels), height + 1.7), dpi=150, layout="constrained")
+    axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    for axis, (name, picture) in zip(axes, panels, strict=True):
+        axis.imshow(picture, interpolation="nearest" if min(picture.shape[:2]) < 400 else "auto")
+        axis.set_title(name, fontsize=10)
+        axis.set_axis_off()
+        _draw_scale_bar(axis, picture.shape, extent_um=_extent_um(geometry))
+    _draw_legend(figure, mask, truth, classes)
+    figure.suptitle(title, fontsize=11)
+    buffer = io.BytesIO()
+    FigureCanvasAgg(figure)
+    figure.savefig(buffer, format="png", metadata={"Description": RESEARCH_USE})
+    with writing(path):
+        write_whole(path, buffer.getvalue())
+
+
+def _extent_um(geometry: Geometry) -> float:
+    return geometry.extent[-1] * (1000.0 if geometry.unit == "millimeter" else 1.0)
+
+
+def _draw_scale_bar(axis: Axes, shape: tuple[int, ...], *, extent_um: float) -> None:
+    height, width = shape[:2]
+    length_um = scale_bar_um(extent_um)
+    length = length_um / extent_um * width
+    thickness = max(1.0, 0.008 * height)
+    x, y = 0.04 * width, 0.95 * height
+    axis.add_patch(Rectangle((x, y), length, thickness, facecolor="black", edgecolor="white", linewidth=0.7))
+    text = f"{length_um:g} µm" if length_um < 1000 else f"{length_um / 1000:g} mm"
+    axis.text(
+        x + length / 2, y - 0.01 * height, text, ha="center", va="bottom", fontsize=8,
+        bbox={"facecolor": "white", "alpha": 0.75, "pad": 1.2, "linewidth": 0},
+    )  # fmt: skip
+
+
+def _mpl(color: Color) -> tuple[float, float, float]:
+    red, green, blue = color
+    return red / 255, green / 255, blue / 255
+
+
+def _draw_legend(figure: Figure, mask: Indices, truth: Indices | None, classes: Sequence[MaskClass]) -> None:
+    """Every class with its share of the mask; void where there is some."""
+    counted = mask[mask != VOID]
+    entries = []
+    for c in classes:
+        share = float((counted == c.index).mean()) if counted.size else 0.0
+        label = f"{c.name} {100 * share:.1f} %"
+        entries.append(Patch(facecolor=_mpl(c.color), edgecolor="black", linewidth=0.5, label=label))
+    if (mask == VOID).any() or (truth is not None and (truth == VOID).any()):
+        gray = _mpl(VOID_COLOR)
+        entries.append(Patch(facecolor=gray, edgecolor="black", linewidth=0.5, label="no statement"))
+    legend = figure.legend(
+        handles=entries, loc="outside lower center", ncols=3, fontsize=8, frameon=False, title=RESEARCH_USE
+    )
+    legend.get_title().set_fontsize(8)

@@ -1,0 +1,215 @@
+"""The main job on one page: a slide in, a full-resolution mask, a report and a picture out."""
+
+from __future__ import annotations
+
+import io
+import logging
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from wsiseg.classes import VOID
+from wsiseg.config import make_config
+from wsiseg.execute.base import to_level0
+from wsiseg.geometry import Region
+from wsiseg.predict import keep_memory, load_predictor
+from wsiseg.prepare import (
+    Job,
+    Request,
+    check_space,
+    detect_tissue,
+    make_executor,
+    open_job,
+    store_plan,
+    wanted_regions,
+)
+from wsiseg.preprocess import CaseStats, fit
+from wsiseg.report import Report, Stopwatch
+from wsiseg.results import finished_report, make_report, void_places
+from wsiseg.sources.cached import CachedSource
+from wsiseg.sources.resampled import ResampledSource
+from wsiseg.store import CaseStore, plan_of
+from wsiseg.tissue import TissueMask
+from wsiseg.windows import Slab
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+
+
+class Progress(Protocol):
+    """Wraps an iterator to show how far it is."""
+
+    def __call__(self, items: Iterator[T], *, total: int, what: str) -> Iterator[T]: ...
+
+
+def no_progress(items: Iterator[T], *, total: int, what: str) -> Iterator[T]:
+    """Shows nothing."""
+    return items
+
+
+def segment(
+    input: str | Path,
+    out: str | Path,
+    model: str | Path | None = None,
+    *,
+    annotations: str | Path | None = None,
+    region: str | Path | None = None,
+    overwrite: bool = False,
+    config: str | Path | None = None,
+    progress: Progress = no_progress,
+    **options: Any,
+) -> Report:
+    """Segment one slide into `out`; safe to interrupt and to call again.
+
+    `options` are the fields of SegmentConfig; they override the file `config`. Raises WsisegError.
+    """
+    request = Request(
+        input=Path(input),
+        out=Path(out),
+        config=make_config(options, file=Path(config) if config else None),
+        model=model,
+        annotations=Path(annotations) if annotations else None,
+        region=Path(region) if region else None,
+        overwrite=overwrite,
+    )
+    keep_memory()
+    watch = Stopwatch()
+    with watch.stage("open"):
+        job = open_job(request)
+        recorded = None if overwrite else plan_of(request.store)
+    if recorded is None:
+        check_space(job)
+    store = CaseStore.create_or_resume(request.store, store_plan(job, recorded), overwrite=overwrite)
+    if store.completion() is not None:
+        return finished_report(job, store, watch)
+    with watch.stage("tissue"):
+        tissue = _tissue(job, store)
+    _segment_rows(job, store, tissue, watch, progress)
+    with watch.stage("pyramid"):
+        store.complete({"tissue_share": tissue.share if tissue else None})
+    return make_report(job, store, watch, status="segmented")
+
+
+def _segment_rows(
+    job: Job, store: CaseStore, tissue: TissueMask | None, watch: Stopwatch, progress: Progress
+) -> None:
+    """Compute and write the slabs that are missing."""
+    pending = store.pending()
+    if not pending:
+        return
+    with ExitStack() as stack, watch.stage("segment"):
+        views = Views(job, stack)
+        wanted = wanted_regions(job, tissue)
+        predictor = load_predictor(job.model, store.plan.execution["device_name"])
+        stats = _stats(job, store, views, wanted)
+        executor = make_executor(job, store.plan, predictor.for_case(stats))
+        shape, from_shape = store.plan.shape, job.choice.geometry.shape
+        first_row = pending[0].rows.start * from_shape[0] // shape[0]
+        rows = executor.run(views.model, first_row=first_row, wanted=wanted)
+        masks = to_level0(rows, pending, shape=shape, from_shape=from_shape)
+        for slab, mask in progress(masks, total=len(pending), what=job.request.case):
+            record = finish_mask(mask, slab, job=job, tissue=tissue)
+            with watch.stage("write"):
+                pieces = store.image_slabs(slab)
+                image = [store.write_image(p, views.image_rows(p)) for p in pieces]
+                store.write(slab, mask, record={**record, "image": image})
+            next_row = slab.rows.stop * from_shape[0] // shape[0]
+            views.forget(
+                executor.first_row_read(next_row), image_row=pieces[-1].rows.stop if pieces else None
+            )
+
+
+def finish_mask(
+    mask: NDArray[np.uint8], slab: Slab, *, job: Job, tissue: TissueMask | None
+) -> dict[str, Any]:
+    """Set glass to background and what is outside the region to void; returns what the ledger keeps.
+
+    Done here, on level 0, so that the mask does not depend on how the image was cut.
+    """
+    shape = job.source.geometry.shape
+    place: Region = (slab.rows, *(slice(0, n) for n in shape[1:]))
+    unreadable = mask == VOID
+    if tissue is not None and job.background is not None:
+        np.copyto(mask, job.background, where=~(tissue.at(place, shape=shape) | unreadable))
+    outside = np.zeros_like(unreadable)
+    if job.region is not None:
+        outside = job.region.read(place) == VOID
+        mask[outside] = VOID
+    return {
+        "unreadable": int((unreadable & ~outside).sum()),
+        "places": void_places(unreadable & ~outside, top=slab.rows.start),
+        "outside_region": int(outside.sum()),
+    }
+
+
+class Views:
+    """The cached images of a run: what the executor reads, and what is stored."""
+
+    def __init__(self, job: Job, stack: ExitStack) -> None:
+        readers, choice = job.config.readers, job.choice
+        self._level = stack.enter_context(CachedSource(choice.level, readers=readers))
+        self._resampled = ResampledSource(self._level, choice.geometry) if choice.resampled else None
+        self.model = self._level
+        if self._resampled is not None:
+            self.model = stack.enter_context(CachedSource(self._resampled, readers=readers))
+        self._image: CachedSource | None = None
+        if job.config.image == "model":
+            self._image = self.model
+        elif job.config.image == "full":
+            # Where both are one level, each stored tile is decoded once for the two of them.
+            same = choice.level.geometry == job.source.geometry
+            self._image = (
+                self._level if same else stack.enter_context(CachedSource(job.source, readers=readers))
+            )
+        self._image_row = 0
+
+    def image_rows(self, piece: Slab) -> NDArray[np.uint8]:
+        """Rows of the stored image, (3, rows, ...)."""
+        assert self._image is not None
+        rest = (slice(0, n) for n in self._image.geometry.shape[1:])
+        return self._image.read((piece.rows, *rest)).values
+
+    def forget(self, model_row: int, *, image_row: int | None) -> None:
+        """Drop what neither the executor below `model_row` nor the stored image below `image_row` needs."""
+        self._image_row = max(self._image_row, image_row or 0)
+        limits: dict[int, tuple[CachedSource, int]] = {id(self.model): (self.model, model_row)}
+        if self._resampled is not None:
+            row = max(0, min(model_row, self._resampled.geometry.shape[0] - 1))
+            below = (slice(row, row + 1), *self._resampled.geometry.whole[1:])
+            limits[id(self._level)] = (self._level, self._resampled.support(below)[0].start)
+        if self._image is not None:
+            _, other = limits.get(id(self._image), (self._image, self._image_row))
+            limits[id(self._image)] = (self._image, min(other, self._image_row))
+        for cached, limit in limits.values():
+            cached.forget(before=limit)
+
+
+def _tissue(job: Job, store: CaseStore) -> TissueMask | None:
+    """The tissue mask of the ledger, made and kept there on the first run."""
+    if job.background is None:
+        return None
+    kept = store.read_file("tissue.png")
+    if kept is not None:
+        return TissueMask(np.asarray(Image.open(io.BytesIO(kept))) > 0)
+    tissue = detect_tissue(job)
+    picture = io.BytesIO()
+    Image.fromarray(tissue.grid).save(picture, format="png")
+    store.write_file("tissue.png", picture.getvalue())
+    return tissue
+
+
+def _stats(job: Job, store: CaseStore, views: Views, wanted: Any) -> CaseStats | None:
+    """The case's statistics of the ledger, fitted and kept there on the first run."""
+    kept = store.read_file("stats.json")
+    if kept is not None:
+        return CaseStats.model_validate_json(kept)
+    stats = fit(views.model, job.card.preprocessing, wanted=wanted)
+    if stats is not None:
+        store.write_file("stats.json", stats.model_dump_json().encode())
+        views.forget(views.model.geometry.shape[0], image_row=None)
+    return stats

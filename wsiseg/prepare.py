@@ -1,0 +1,254 @@
+"""From a request to a plan: what is opened, which settings hold, and what the store will record."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from wsiseg.annotations import polygon_region
+from wsiseg.annotations.geojson import PolygonLabels
+from wsiseg.config import SegmentConfig
+from wsiseg.errors import StoreError, UsageError
+from wsiseg.execute.windowed import Windowed, one_window_shape
+from wsiseg.files import fingerprint
+from wsiseg.geometry import Region
+from wsiseg.models.card import ModelCard
+from wsiseg.models.registry import DEFAULT_MODELS, load_card
+from wsiseg.predict import NetworkPredictor, execution_record, pick_device
+from wsiseg.sources import Source, open_source
+from wsiseg.sources.resampled import LevelChoice, at_level, choose_level
+from wsiseg.store import StorePlan
+from wsiseg.tissue import TissueMask, tissue_mask
+from wsiseg.windows import WindowPlan
+
+SUFFIX = ".ome.zarr"
+COARSE_READ_PX = 2048
+"""Side of the pieces in which an image is read for its tissue mask."""
+RGB_SHARE, MASK_SHARE, PYRAMID = 0.85, 0.05, 4 / 3
+"""Bytes on disk per byte of pixels, on the safe side of what real slides gave, and for all levels."""
+_NOT_DECISIVE = {"readers", "device"}
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user asked for."""
+
+    input: Path
+    out: Path
+    config: SegmentConfig
+    model: str | Path | None = None
+    annotations: Path | None = None
+    region: Path | None = None
+    overwrite: bool = False
+
+    @property
+    def case(self) -> str:
+        """Name of the case: the input's name without its suffix."""
+        return self.input.name.removesuffix(SUFFIX) if self.input.name.endswith(SUFFIX) else self.input.stem
+
+    @property
+    def store(self) -> Path:
+        """Folder of the result."""
+        return self.out / f"{self.case}{SUFFIX}"
+
+
+@dataclass(frozen=True)
+class Job:
+    """A request with everything opened that it names."""
+
+    request: Request
+    source: Source
+    card: ModelCard
+    model: str | Path
+    choice: LevelChoice
+    region: PolygonLabels | None
+    inputs: dict[str, Any]
+
+    @property
+    def config(self) -> SegmentConfig:
+        return self.request.config
+
+    @property
+    def image_source(self) -> Source | None:
+        """The grid that is stored as an image, or None."""
+        return {"full": self.source, "model": at_level(self.choice, self.choice.level), "none": None}[
+            self.config.image
+        ]
+
+    @property
+    def background(self) -> int | None:
+        """The class that glass is set to; None: there is no tissue filter."""
+        return self.card.background if self.config.tissue_filter else None
+
+
+def open_job(request: Request) -> Job:
+    """Open input, model and region. Raises WsisegError where one of them cannot be used."""
+    if request.store.resolve() == request.input.resolve():
+        raise UsageError(f"the result would replace its own input {request.input}; choose another --out")
+    source = open_source(request.input, request.config.mpp)
+    default = DEFAULT_MODELS.get(source.geometry.axes)
+    model = request.model or default
+    if model is None:
+        raise UsageError(
+            f"no model is shipped for images with axes {source.geometry.axes}; name one with --model"
+        )
+    card = load_card(model)
+    if card.axes != source.geometry.axes or card.channels != source.num_channels:
+        raise UsageError(
+            f"model {card.name} is for {card.channels} channels on axes {card.axes}; "
+            f"{request.input} has {source.num_channels} on {source.geometry.axes}"
+        )
+    choice = choose_level(
+        source,
+        spacing=card.spacing.value if card.spacing else None,
+        allow_upsampling=request.config.allow_upsampling,
+    )
+    region = None
+    if request.region is not None:
+        region = polygon_region(request.region, grid=source.geometry.shape)
+    inputs = {
+        "input": fingerprint(request.input),
+        "model": card.name,
+        "model_identity": card.identity,
+        "region": fingerprint(request.region) if request.region else None,
+        "settings": request.config.model_dump(mode="json", exclude=_NOT_DECISIVE),
+    }
+    return Job(request, source, card, model, choice, region, inputs)
+
+
+def window_plan(job: Job) -> WindowPlan:
+    """Windows on the model's grid. Raises UsageError where core or halo do not suit the network."""
+    windows, config = job.card.windows, job.config
+    shape = job.choice.geometry.shape
+    halo = config.halo
+    if config.exact:
+        if halo is not None and halo < windows.exact_halo:
+            raise UsageError(f"--exact needs a halo of {windows.exact_halo} pixels, {halo} was asked for")
+        halo = halo or windows.exact_halo
+    elif halo is None:
+        # Not measured: only the exact one is known to be enough.
+        halo = windows.exact_halo if windows.halo is None else windows.halo
+    core = one_window_shape(shape, core=config.core or windows.core, stride=windows.output_stride)
+    try:
+        return WindowPlan(shape=shape, core=core, halo=(halo,) * len(shape), stride=windows.output_stride)
+    except ValueError as err:
+        raise UsageError(str(err)) from None
+
+
+def store_plan(job: Job, recorded: StorePlan | None) -> StorePlan:
+    """What decides the bytes of the result; what was left open is taken over from a plan begun before."""
+    config, geometry = job.config, job.source.geometry
+    before = recorded.execution if recorded else {}
+    device = pick_device(before.get("device_name", "auto") if config.device == "auto" else config.device)
+    threads = config.threads or before.get("threads") or len(os.sched_getaffinity(0))
+    windows = window_plan(job)
+    ratio = geometry.shape[0] / job.choice.geometry.shape[0]
+    # About one row of windows: nothing is computed for a slab that is not written with it.
+    rows = config.slab or max(1, round(min(windows.core[0] * ratio, 4096) / config.chunk)) * config.chunk
+    if rows % config.chunk:
+        raise UsageError(f"slab {rows} must be a multiple of chunk {config.chunk}")
+    image = job.image_source
+    return StorePlan(
+        case=job.request.case,
+        axes=geometry.axes,
+        shape=geometry.shape,
+        spacing=geometry.spacing,
+        unit=geometry.unit,
+        image_shape=image.geometry.shape if image else None,
+        image_spacing=image.geometry.spacing if image else None,
+        slab_rows=rows,
+        chunk=config.chunk,
+        classes=job.card.classes,
+        inputs=job.inputs,
+        execution={
+            **execution_record(device),
+            "device_name": str(device),
+            "precision": "float32",
+            "threads": threads if device.type == "cpu" else None,
+            "executor": "windowed",
+            "core": list(windows.core),
+            "halo": list(windows.halo),
+            "taper": config.taper,
+            "batch": config.batch,
+            "model_grid": list(windows.shape),
+        },
+    )
+
+
+def make_executor(job: Job, plan: StorePlan, predictor: NetworkPredictor) -> Windowed:
+    """The executor that a plan describes. Raises UsageError where the taper does not fit."""
+    if plan.execution["threads"] is not None:
+        torch.set_num_threads(plan.execution["threads"])
+    try:
+        return Windowed(predictor, window_plan(job), taper=job.config.taper, batch=job.config.batch)
+    except ValueError as err:
+        raise UsageError(str(err)) from None
+
+
+def detect_tissue(job: Job) -> TissueMask:
+    """Tissue of a slide on its fixed coarse grid, read piece by piece."""
+    finest = max(job.source.geometry.spacing)
+    spacing = max(job.config.tissue_grid_um, finest)
+    choice = choose_level(job.source, spacing=spacing)
+    coarse = at_level(choice, choice.level)
+    shape = choice.geometry.shape
+    side = tuple(
+        max(16, COARSE_READ_PX * n // m) for n, m in zip(shape, choice.level.geometry.shape, strict=True)
+    )
+    rgb = np.empty((3, *shape), np.uint8)
+    valid = np.empty(shape, bool)
+    for window in WindowPlan(shape=shape, core=side, halo=(0,) * len(shape)).windows():
+        pixels = coarse.read(window.core)
+        rgb[(slice(None), *window.core)] = pixels.values
+        valid[window.core] = pixels.valid
+    used = max(choice.geometry.spacing)
+    return tissue_mask(rgb, valid, spacing_um=used, margin_um=job.config.tissue_margin_um)
+
+
+def wanted_regions(job: Job, tissue: TissueMask | None) -> Callable[[Region], bool]:
+    """Says of a region of the model's grid whether it holds tissue inside the region of interest."""
+    shape, l0_shape = job.choice.geometry.shape, job.source.geometry.shape
+    roi = job.region
+
+    def wanted(region: Region) -> bool:
+        if tissue is not None and not tissue.any_in(region, shape=shape):
+            return False
+        return roi is None or roi.touches(_on_level0(region, shape, l0_shape))
+
+    return wanted
+
+
+def _on_level0(region: Region, shape: tuple[int, ...], l0_shape: tuple[int, ...]) -> Region:
+    return tuple(
+        slice(s.start * m // n, -(-s.stop * m // n)) for s, n, m in zip(region, shape, l0_shape, strict=True)
+    )
+
+
+def estimated_bytes(job: Job) -> int:
+    """Size of the result on disk, on the safe side."""
+    mask = float(np.prod(job.source.geometry.shape)) * MASK_SHARE
+    image = job.image_source
+    pixels = 3.0 * float(np.prod(image.geometry.shape)) * RGB_SHARE if image else 0.0
+    return int((mask + pixels) * PYRAMID)
+
+
+def check_space(job: Job) -> int:
+    """The estimated size, if the disk has room for it. Raises StoreError."""
+    needed = estimated_bytes(job)
+    existing = next(
+        p for p in [job.request.out.absolute(), *job.request.out.absolute().parents] if p.exists()
+    )
+    free = shutil.disk_usage(existing).free
+    if needed > free:
+        hint = "use --image none or make room" if job.config.image != "none" else "make room"
+        raise StoreError(
+            f"{job.request.store} needs about {needed / 1e9:.2f} GB and {free / 1e9:.2f} GB are free; {hint}"
+        )
+    return needed

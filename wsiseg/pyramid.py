@@ -1,0 +1,85 @@
+"""Sharded arrays of a store and the coarser levels made from them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+from zarr.codecs import BloscCodec
+
+from wsiseg.windows import slabs
+
+Array = NDArray[np.uint8]
+MIN_LEVEL_PX = 512
+"""No further level is made once all axes are this small."""
+CHUNKS_ACROSS = 4
+"""Chunks a shard, across: few files, and little memory while one is put together."""
+
+
+def create_array(path: Path, *, shape: tuple[int, ...], axes: str, rows: int, chunk: int) -> zarr.Array[Any]:
+    """An empty uint8 array (*axes) or (c, *axes) with shards of `rows` rows (a multiple of `chunk`)."""
+    channels = shape[: len(shape) - len(axes)]
+    return zarr.create_array(
+        path,
+        shape=shape,
+        chunks=(*channels, *(chunk,) * len(axes)),
+        shards=(*channels, rows, *(CHUNKS_ACROSS * chunk,) * (len(axes) - 1)),
+        dtype="uint8",
+        fill_value=0,
+        compressors=BloscCodec(cname="zstd", clevel=3, shuffle="noshuffle"),
+        dimension_names=("c", *axes) if channels else tuple(axes),
+        overwrite=True,
+    )
+
+
+def build_levels(folder: Path, *, axes: str, chunk: int, shrink: Callable[[Array], Array]) -> dict[str, str]:
+    """Levels "1", "2", ... beside `folder`/0, each half the one before; their hashes by name."""
+    hashes: dict[str, str] = {}
+    above = zarr.open_array(folder / "0", mode="r")
+    while max(above.shape[-len(axes) :]) > MIN_LEVEL_PX:
+        name = str(len(hashes) + 1)
+        lead = above.shape[: above.ndim - len(axes)]
+        shape = (*lead, *(-(-n // 2) for n in above.shape[-len(axes) :]))
+        array = create_array(folder / name, shape=shape, axes=axes, rows=chunk, chunk=chunk)
+        everything = (slice(None),) * len(lead)
+        for part in slabs(shape[len(lead)], rows=chunk):
+            double = slice(2 * part.rows.start, 2 * part.rows.stop)
+            array[(*everything, part.rows)] = shrink(np.asarray(above[(*everything, double)]))
+        hashes[name] = level_hash(folder / name, axes=axes, chunk=chunk)
+        above = array
+    return hashes
+
+
+def level_hash(path: Path, *, axes: str, chunk: int) -> str:
+    """SHA-256 of the values of an array, read in rows of chunks."""
+    array = zarr.open_array(path, mode="r")
+    lead = (slice(None),) * (array.ndim - len(axes))
+    digest = hashlib.sha256(repr(array.shape).encode())
+    for part in slabs(array.shape[len(lead)], rows=chunk):
+        digest.update(np.ascontiguousarray(array[(*lead, part.rows)]).data)
+    return digest.hexdigest()
+
+
+def pick(rows: Array) -> Array:
+    """Every other pixel: class indices are never mixed."""
+    return rows[(slice(None, None, 2),) * rows.ndim]
+
+
+def mean(rows: Array) -> Array:
+    """Means of 2 x 2 pixels of (C, y, x), the last row or column repeated where the size is odd."""
+    odd = [(0, 0), *((0, n % 2) for n in rows.shape[1:])]
+    padded = (
+        np.pad(rows, odd, mode="edge").astype(np.uint16) if any(o[1] for o in odd) else rows.astype(np.uint16)
+    )
+    total = padded
+    for axis in range(1, rows.ndim):
+        even = (slice(None),) * axis + (slice(0, None, 2),)
+        uneven = (slice(None),) * axis + (slice(1, None, 2),)
+        total = total[even] + total[uneven]
+    count = 2 ** (rows.ndim - 1)
+    return np.asarray((total + count // 2) // count, np.uint8)

@@ -1,0 +1,118 @@
+"""What a run says about a case: provenance, areas, scores, and where time went."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from wsiseg.classes import VOID, MaskClass
+from wsiseg.metrics import Scores
+from wsiseg.models.card import RESEARCH_USE
+
+
+class ClassArea(BaseModel):
+    """How much of the mask a class covers."""
+
+    model_config = ConfigDict(frozen=True)
+
+    index: int
+    name: str
+    pixels: int
+    area_mm2: float
+    share: float = Field(description="of all pixels that have a class, 0..1")
+
+
+class VoidReport(BaseModel):
+    """Pixels without a class (255)."""
+
+    model_config = ConfigDict(frozen=True)
+
+    unreadable_pixels: int
+    unreadable_share: float
+    places: tuple[tuple[int, ...], ...] = Field(description="y0, y1, x0, x1 in level-0 pixels")
+    outside_region_pixels: int
+
+
+class Report(BaseModel):
+    """Everything worth knowing about a segmented case. Stored as JSON beside the mask."""
+
+    model_config = ConfigDict(frozen=True)
+
+    case: str
+    status: Literal["segmented", "already complete"]
+    notice: str = RESEARCH_USE
+    store: Path
+    overlay: Path
+    report: Path
+    input: dict[str, Any]
+    model: dict[str, Any]
+    execution: dict[str, Any]
+    settings: dict[str, Any]
+    versions: dict[str, str]
+    mask_shape: tuple[int, ...]
+    tissue_share: float | None
+    classes: tuple[ClassArea, ...]
+    void: VoidReport
+    scores: Scores | None = None
+    annotations: dict[str, Any] | None = None
+    seconds: dict[str, float]
+    bytes: dict[str, int]
+    remarks: tuple[str, ...] = ()
+
+
+class Stopwatch:
+    """Seconds per stage; a stage that runs several times adds up."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Count the time inside to `name`."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+    def rounded(self) -> dict[str, float]:
+        """Seconds to the millisecond."""
+        return {name: round(value, 3) for name, value in self.seconds.items()}
+
+
+def class_areas(
+    counts: dict[int, int], classes: Sequence[MaskClass], *, pixel_area_mm2: float
+) -> tuple[ClassArea, ...]:
+    """Area and share of every class from pixel counts by class index."""
+    total = sum(n for value, n in counts.items() if value != VOID)
+    return tuple(
+        ClassArea(
+            index=c.index,
+            name=c.name,
+            pixels=counts.get(c.index, 0),
+            area_mm2=round(counts.get(c.index, 0) * pixel_area_mm2, 6),
+            share=counts.get(c.index, 0) / total if total else 0.0,
+        )
+        for c in classes
+    )
+
+
+def versions() -> dict[str, str]:
+    """Versions of what takes part in making a mask."""
+    names = (
+        "wsiseg",
+        "torch",
+        "numpy",
+        "zarr",
+        "openslide-python",
+        "openslide-bin",
+        "tifffile",
+        "scikit-image",
+    )
+    return {name: version(name) for name in names}

@@ -1,0 +1,49 @@
+"""Plain PNG and JPEG pictures, read whole: they have no tiles to read singly."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from wsiseg.errors import SourceError, UnreadableSource
+from wsiseg.geometry import Geometry
+from wsiseg.sources.array import ArraySource
+from wsiseg.sources.base import Array, to_rgb_uint8
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp")
+MAX_PIXELS = 1_000_000_000
+
+
+def read_picture(path: Path, *, indices: bool = False) -> Array:
+    """Pixels (y, x) or (y, x, C) uint8; with `indices`, a palette picture gives palette indices.
+
+    Raises UnreadableSource, or SourceError for more than a gigapixel.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(path) as picture:
+                width, height = picture.size
+                if width * height > MAX_PIXELS:
+                    raise SourceError(
+                        f"{path} has {width} x {height} pixels; a PNG or JPEG is read whole and may "
+                        "have a gigapixel at most: convert it to a tiled TIFF"
+                    )
+                if picture.mode == "P" and not indices:
+                    return np.asarray(picture.convert("RGBA" if "transparency" in picture.info else "RGB"))
+                return np.asarray(picture)
+    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as err:
+        raise UnreadableSource(f"{path} cannot be read as an image: {err}") from None
+
+
+def open_picture(path: Path, *, spacing: tuple[float, float]) -> ArraySource:
+    """A picture of known pixel size (µm, y then x) as a source. Raises SourceError."""
+    try:
+        rgb = to_rgb_uint8(read_picture(path), name=str(path))
+    except ValueError as err:
+        raise SourceError(str(err)) from None
+    geometry = Geometry(axes="yx", shape=rgb.shape[:2], spacing=spacing, unit="micrometer")
+    return ArraySource(np.moveaxis(rgb, -1, 0), geometry, format=path.suffix[1:].upper())

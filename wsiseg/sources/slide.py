@@ -1,0 +1,153 @@
+"""Every slide format that OpenSlide reads.
+
+OpenSlide takes level-0 (x, y) locations and gives RGBA, where transparent means outside the scanned
+area; all of that ends here. After an error its handle refuses everything, also what is intact, so a
+failed read is repeated tile by tile on handles of its own and the shared one is replaced.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import openslide
+
+from wsiseg.errors import UnreadableSource
+from wsiseg.geometry import Geometry, Region, region_shape
+from wsiseg.sources.base import (
+    Array,
+    Pixels,
+    Source,
+    everywhere,
+    inside_part,
+    known_spacing,
+    pad_outside,
+    tile_by_tile,
+    to_rgb_uint8,
+)
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_TILE = 256
+
+
+class SlideFile:
+    """One OpenSlide handle, shared by the levels of a slide and replaced after an error."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock = threading.Lock()
+        self._shared = self.open()
+
+    def open(self) -> openslide.OpenSlide:
+        """A new handle. Raises UnreadableSource."""
+        try:
+            return openslide.OpenSlide(str(self.path))
+        except openslide.OpenSlideError as err:
+            raise UnreadableSource(f"{self.path} cannot be opened as a slide: {err}") from None
+
+    @property
+    def handle(self) -> openslide.OpenSlide:
+        return self._shared
+
+    def read(self, *, l0_xy: tuple[int, int], level: int, size: tuple[int, int]) -> Array:
+        """RGB (y, x, 3) with transparency laid over white. Raises OpenSlideError."""
+        handle = self._shared
+        try:
+            return _read(handle, l0_xy, level, size)
+        except openslide.OpenSlideError:
+            with self._lock:
+                if self._shared is handle:
+                    self._shared = self.open()
+            # Another thread may have spoilt the handle: once more, alone.
+            return self.read_alone(l0_xy=l0_xy, level=level, size=size)
+
+    def read_alone(self, *, l0_xy: tuple[int, int], level: int, size: tuple[int, int]) -> Array:
+        """As `read`, on a handle that nobody else uses."""
+        with self.open() as handle:
+            return _read(handle, l0_xy, level, size)
+
+
+def _read(handle: openslide.OpenSlide, l0_xy: tuple[int, int], level: int, size: tuple[int, int]) -> Array:
+    return to_rgb_uint8(np.asarray(handle.read_region(l0_xy, level, size)), name="slide")
+
+
+class SlideSource:
+    """One level of a slide."""
+
+    def __init__(self, file: SlideFile, *, level: int, l0_spacing: tuple[float, float]) -> None:
+        handle = file.handle
+        width, height = handle.level_dimensions[level]
+        l0_width, l0_height = handle.dimensions
+        self._file = file
+        self._level = level
+        self._l0_spacing = l0_spacing
+        # Exact ratios per axis; OpenSlide's downsample is their mean.
+        self._downsample = (l0_height / height, l0_width / width)
+        spacing = (l0_spacing[0] * self._downsample[0], l0_spacing[1] * self._downsample[1])
+        self.geometry = Geometry(axes="yx", shape=(height, width), spacing=spacing, unit="micrometer")
+        self.num_channels = 3
+        self.format = f"OpenSlide {handle.properties.get('openslide.vendor', 'unknown')}"
+        tile = tuple(
+            int(handle.properties.get(f"openslide.level[{level}].tile-{side}", DEFAULT_TILE))
+            for side in ("height", "width")
+        )
+        self._tile = tile
+        self.block = tuple(t * max(1, round(768 / t)) for t in tile)
+
+    @property
+    def levels(self) -> Sequence[Source]:
+        count = self._file.handle.level_count
+        return [
+            SlideSource(self._file, level=n, l0_spacing=self._l0_spacing) for n in range(self._level, count)
+        ]
+
+    def _location(self, region: Region) -> tuple[int, int]:
+        y, x = (round(s.start * d) for s, d in zip(region, self._downsample, strict=True))
+        return x, y
+
+    def read(self, region: Region) -> Pixels:
+        placed = inside_part(region, self.geometry)
+        height, width = region_shape(placed)
+        if height == 0 or width == 0:
+            values = np.empty((3, height, width), np.uint8)
+            return pad_outside(Pixels(values, everywhere(placed)), placed=placed, region=region)
+        try:
+            rgb = self._file.read(l0_xy=self._location(placed), level=self._level, size=(width, height))
+        except openslide.OpenSlideError as err:
+            logger.warning("level %d, %s: %s; reading its tiles singly", self._level, placed, err)
+            pixels = tile_by_tile(placed, tile=self._tile, channels=3, decode=self._decode_alone)
+        else:
+            pixels = Pixels(np.moveaxis(rgb, -1, 0), everywhere(placed))
+        return pad_outside(pixels, placed=placed, region=region)
+
+    def _decode_alone(self, part: Region) -> Array | None:
+        height, width = region_shape(part)
+        location = self._location(part)
+        try:
+            rgb = self._file.read_alone(l0_xy=location, level=self._level, size=(width, height))
+        except openslide.OpenSlideError:
+            return None
+        return np.moveaxis(rgb, -1, 0)
+
+
+def open_slide(path: Path, *, mpp: float | None) -> SlideSource:
+    """Level 0 of a slide; `mpp` (µm per pixel) overrides the file's.
+
+    Raises UnreadableSource if it is broken, MissingSpacing if its pixel size is nowhere stated.
+    """
+    file = SlideFile(path)
+    return SlideSource(file, level=0, l0_spacing=known_spacing(path, mpp, _stated(file.handle)))
+
+
+def _stated(handle: openslide.OpenSlide) -> tuple[float, float] | None:
+    """Level-0 pixel size (µm, y then x) that the file states, or None."""
+    try:
+        y = float(handle.properties[openslide.PROPERTY_NAME_MPP_Y])
+        x = float(handle.properties[openslide.PROPERTY_NAME_MPP_X])
+    except (KeyError, ValueError):
+        return None
+    return (y, x) if y > 0 and x > 0 else None

@@ -1,0 +1,339 @@
+"""A segmented case on disk: an OME-Zarr 0.5 image with its mask, and a ledger of what was written.
+
+    CASE.ome.zarr/
+    ├── zarr.json            multiscale image: "0", "1", ... or, without an image, the mask's levels
+    ├── 0, 1, ...            image pyramid (c, y, x) uint8
+    ├── labels/tissue/0, 1   mask pyramid (y, x) uint8
+    └── ledger/              plan.json, slab-00000.json, ..., complete.json, tissue.png
+
+A slab's data are written first, then its ledger entry, whole, with a hash. "Done" is what the ledger
+says, never which files exist: an all-background slab leaves none. One process writes a store; a
+slab is a row of whole shards, so no shard is ever written in two pieces.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
+
+from wsiseg.classes import MaskClass
+from wsiseg.errors import ConfigMismatch, IncompleteStore, StoreError
+from wsiseg.files import content_hash, to_json, write_whole, writing
+from wsiseg.geometry import Geometry, Unit
+from wsiseg.ngff import image_metadata, label_group_metadata, label_metadata
+from wsiseg.pyramid import build_levels, create_array, level_hash, mean, pick
+from wsiseg.windows import Slab, slabs
+
+LABEL = "tissue"
+MASK = f"labels/{LABEL}"
+Mask = NDArray[np.uint8]
+Image = NDArray[np.uint8]
+
+
+class StorePlan(BaseModel):
+    """Everything that decides the bytes of a store; fixed before the first slab."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    case: str
+    axes: str
+    shape: tuple[int, ...]
+    spacing: tuple[float, ...]
+    unit: Unit
+    image_shape: tuple[int, ...] | None
+    image_spacing: tuple[float, ...] | None
+    slab_rows: int
+    chunk: int
+    classes: tuple[MaskClass, ...]
+    inputs: dict[str, Any]
+    """Fingerprints and settings that the user chose: input, model, tissue, region."""
+    execution: dict[str, Any]
+    """What can change a float: device, precision, threads, batch, windows, versions."""
+
+    @property
+    def identity(self) -> str:
+        """Hash of the plan."""
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
+
+    @property
+    def image_rows(self) -> int:
+        """Rows of the stored image that are written in one piece: about those of a slab."""
+        assert self.image_shape is not None
+        rows = self.slab_rows * self.image_shape[0] / self.shape[0]
+        return max(1, round(rows / self.chunk)) * self.chunk
+
+
+def plan_of(path: Path) -> StorePlan | None:
+    """The plan that a store was begun with, or None. Raises IncompleteStore if it is damaged."""
+    file = path / "ledger" / "plan.json"
+    if not file.is_file():
+        return None
+    try:
+        return StorePlan.model_validate_json(file.read_bytes())
+    except ValueError:
+        raise IncompleteStore(f"the plan in {file} is damaged; use --overwrite to start again") from None
+
+
+class CaseStore:
+    """The store of one case. Open it with `create_or_resume`, or `open_complete` to read."""
+
+    def __init__(self, path: Path, plan: StorePlan) -> None:
+        self.path = path
+        self.plan = plan
+        self.slabs: list[Slab] = slabs(plan.shape[0], rows=plan.slab_rows)
+
+    @classmethod
+    def create_or_resume(cls, path: Path, plan: StorePlan, *, overwrite: bool = False) -> CaseStore:
+        """A store ready to write. Raises ConfigMismatch where one with another plan is there."""
+        store = cls(path, plan)
+        with writing(path):
+            if overwrite and path.exists():
+                shutil.rmtree(path)
+            recorded = plan_of(path)
+            if recorded is None:
+                if path.exists() and any(path.iterdir()):
+                    # A ledger without a plan: killed before the first slab could begin.
+                    if not (path / "ledger").is_dir():
+                        raise StoreError(
+                            f"{path} exists and is no result of wsiseg; use --overwrite to replace it"
+                        )
+                    shutil.rmtree(path)
+                store._create()
+                return store
+        begun = cls(path, recorded)
+        # A finished mask stays valid on a machine that would compute other floats.
+        same = recorded.inputs == plan.inputs if begun.completion() else recorded == plan
+        if not same:
+            raise ConfigMismatch(
+                f"{path} was begun with other settings: {_difference(recorded, plan)}; use --overwrite "
+                "to start again, or another --out"
+            )
+        return begun
+
+    @classmethod
+    def open_complete(cls, path: Path) -> CaseStore:
+        """A finished store, to read. Raises IncompleteStore."""
+        plan = plan_of(path)
+        if plan is None:
+            raise IncompleteStore(f"{path} is not a wsiseg result: it has no ledger")
+        store = cls(path, plan)
+        if store.completion() is None:
+            done = len(store.slabs) - len(store.pending())
+            raise IncompleteStore(
+                f"{path} is unfinished ({done} of {len(store.slabs)} slabs); "
+                "run the same segment command again"
+            )
+        return store
+
+    # What is there.
+
+    @property
+    def geometry(self) -> Geometry:
+        """The grid of the mask: level 0 of the input."""
+        p = self.plan
+        return Geometry(axes=p.axes, shape=p.shape, spacing=p.spacing, unit=p.unit)
+
+    def entries(self) -> list[dict[str, Any]]:
+        """Ledger entries of the slabs done so far, from the first on without a gap."""
+        found = []
+        for slab in self.slabs:
+            entry = self._under_plan(_entry_name(slab))
+            if entry is None:
+                break
+            found.append(entry)
+        return found
+
+    def pending(self) -> list[Slab]:
+        """Slabs still to be written: all from the first one that is missing."""
+        return self.slabs[len(self.entries()) :]
+
+    def completion(self) -> dict[str, Any] | None:
+        """What `complete` recorded, or None if the store is unfinished."""
+        return self._under_plan("complete.json")
+
+    def _under_plan(self, name: str) -> dict[str, Any] | None:
+        """A ledger entry, if it is whole and was written under this plan."""
+        try:
+            data = json.loads(self.read_file(name) or b"null")
+        except ValueError:
+            return None
+        good = isinstance(data, dict) and data.get("plan") == self.plan.identity
+        return data if good else None
+
+    def read_file(self, name: str) -> bytes | None:
+        """A small file of the ledger, or None."""
+        path = self.path / "ledger" / name
+        return path.read_bytes() if path.is_file() else None
+
+    def mask(self, level: int = 0) -> zarr.Array[Any]:
+        """The mask, class indices (*axes) uint8."""
+        return zarr.open_array(self.path / MASK / str(level), mode="r+")
+
+    def image(self, level: int = 0) -> zarr.Array[Any] | None:
+        """The stored image (C, *axes) uint8, or None if the store has none."""
+        if self.plan.image_shape is None:
+            return None
+        return zarr.open_array(self.path / str(level), mode="r+")
+
+    def image_slabs(self, slab: Slab) -> list[Slab]:
+        """Pieces of the stored image that are written with a slab of the mask: those that end in it."""
+        if self.plan.image_shape is None:
+            return []
+        height, image_height = self.plan.shape[0], self.plan.image_shape[0]
+        start, stop = (r * image_height for r in (slab.rows.start, slab.rows.stop))
+        pieces = slabs(image_height, rows=self.plan.image_rows)
+        return [p for p in pieces if start < p.rows.stop * height <= stop]
+
+    # Writing.
+
+    def _create(self) -> None:
+        plan = self.plan
+        (self.path / "ledger").mkdir(parents=True)
+        root = zarr.create_group(self.path)
+        labels = root.create_group("labels")
+        labels.attrs["ome"] = label_group_metadata([LABEL])
+        labels.create_group(LABEL)
+        mask = self.path / MASK / "0"
+        create_array(mask, shape=plan.shape, axes=plan.axes, rows=plan.slab_rows, chunk=plan.chunk)
+        if plan.image_shape is not None:
+            shape = (3, *plan.image_shape)
+            create_array(self.path / "0", shape=shape, axes=plan.axes, rows=plan.image_rows, chunk=plan.chunk)
+        # Last: a store without a plan is one to which nothing was written.
+        self.write_file("plan.json", plan.model_dump_json(indent=1).encode())
+
+    def write_file(self, name: str, data: bytes) -> None:
+        """Write a small file of the ledger, whole or not at all. Raises StoreError."""
+        with writing(self.path):
+            write_whole(self.path / "ledger" / name, data)
+
+    def write(self, slab: Slab, mask: Mask, *, record: dict[str, Any]) -> None:
+        """Write the finished rows of a slab: the data, then the ledger entry. Raises StoreError."""
+        expected = (slab.rows.stop - slab.rows.start, *self.plan.shape[1:])
+        if mask.shape != expected:
+            raise ValueError(f"slab {slab.index} needs {expected} pixels, got {mask.shape}")
+        with writing(self.path):
+            self.mask()[slab.rows] = mask
+        counts = np.bincount(mask.ravel(), minlength=256)
+        entry = {
+            "plan": self.plan.identity,
+            "rows": [slab.rows.start, slab.rows.stop],
+            "sha256": content_hash(mask),
+            "counts": {str(v): int(counts[v]) for v in np.flatnonzero(counts)},
+            **record,
+        }
+        self.write_file(_entry_name(slab), to_json(entry))
+
+    def write_image(self, piece: Slab, image: Image) -> list[Any]:
+        """Write rows of the stored image (C, rows, ...); returns rows and hash for the slab's record."""
+        array = self.image()
+        assert array is not None
+        with writing(self.path):
+            array[:, piece.rows] = image
+        return [piece.rows.start, piece.rows.stop, content_hash(image)]
+
+    def complete(self, record: dict[str, Any]) -> None:
+        """Build the pyramids and metadata, then say "complete". Raises StoreError.
+
+        Safe to repeat: everything is made again from level 0.
+        """
+        if pending := self.pending():
+            raise IncompleteStore(f"{self.path} has {len(pending)} slabs still to be written")
+        plan = self.plan
+        with writing(self.path):
+            made = build_levels(self.path / MASK, axes=plan.axes, chunk=plan.chunk, shrink=pick)
+            mask_levels = [f"{MASK}/{n}" for n in range(1 + len(made))]
+            hashes = {f"{MASK}/{name}": value for name, value in made.items()}
+            image_levels = []
+            if plan.image_shape is not None:
+                made = build_levels(self.path, axes=plan.axes, chunk=plan.chunk, shrink=mean)
+                image_levels = [str(n) for n in range(1 + len(made))]
+                hashes |= made
+            self._describe(mask_levels, image_levels)
+        self.write_file("complete.json", to_json({"plan": plan.identity, "levels": hashes, **record}))
+
+    def _describe(self, mask_levels: list[str], image_levels: list[str]) -> None:
+        """OME metadata of image and mask; without an image the mask is the root's image too."""
+        plan = self.plan
+        root = zarr.open_group(self.path, mode="r+")
+        root.attrs["ome"] = image_metadata(
+            name=plan.case,
+            paths=image_levels or mask_levels,
+            axes=plan.axes,
+            spacing=plan.image_spacing or plan.spacing,
+            unit=plan.unit,
+            channels=bool(image_levels),
+        )
+        label = zarr.open_group(self.path / MASK, mode="r+")
+        label.attrs["ome"] = label_metadata(
+            name=LABEL,
+            levels=len(mask_levels),
+            axes=plan.axes,
+            spacing=plan.spacing,
+            unit=plan.unit,
+            classes=plan.classes,
+        )
+
+    # Checking.
+
+    def verify(self) -> list[str]:
+        """Recompute every hash; returns a sentence for each piece that is not what was written."""
+        problems = []
+        completion = self.completion()
+        entries = self.entries()
+        if completion is None:
+            missing = len(self.slabs) - len(entries)
+            problems.append(f"unfinished: {missing} of {len(self.slabs)} slabs are missing")
+        image = self.image()
+        for entry in entries:
+            start, stop = entry["rows"]
+            if not _holds(entry["sha256"], partial(_rows_hash, self.mask(), (slice(start, stop),))):
+                problems.append(f"mask rows {start} to {stop} are not what was written")
+            for first, last, recorded in entry["image"]:
+                rows = (slice(None), slice(first, last))
+                if image is None or not _holds(recorded, partial(_rows_hash, image, rows)):
+                    problems.append(f"image rows {first} to {last} are not what was written")
+        for name, recorded in (completion or {}).get("levels", {}).items():
+            compute = partial(level_hash, self.path / name, axes=self.plan.axes, chunk=self.plan.chunk)
+            if not _holds(recorded, compute):
+                problems.append(f"pyramid level {name} is not what was written")
+        return problems
+
+
+def _entry_name(slab: Slab) -> str:
+    return f"slab-{slab.index:05d}.json"
+
+
+def _rows_hash(array: zarr.Array[Any], rows: tuple[slice, ...]) -> str:
+    return content_hash(np.asarray(array[rows]))
+
+
+def _holds(recorded: str, compute: Callable[[], str]) -> bool:
+    """True if the hash is as recorded; False too where the data cannot even be decoded."""
+    try:
+        return compute() == recorded
+    except (OSError, ValueError, RuntimeError):
+        return False
+
+
+def _difference(recorded: StorePlan, plan: StorePlan) -> str:
+    """The first setting in which two plans differ, in words."""
+    old, new = recorded.model_dump(mode="json"), plan.model_dump(mode="json")
+    old |= old.pop("inputs") | old.pop("execution")
+    new |= new.pop("inputs") | new.pop("execution")
+    key = next(k for k in sorted({*old, *new}) if old.get(k) != new.get(k))
+    return f"{key} was {old.get(key)!r} and is now {new.get(key)!r}"
+
+
+def open_store(path: str | Path) -> CaseStore:
+    """A finished result: its `mask()`, `image()`, `geometry` and `plan`. Raises IncompleteStore."""
+    return CaseStore.open_complete(Path(path))

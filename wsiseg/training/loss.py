@@ -1,0 +1,33 @@
+"""Class weights and the loss of the ESPNet family."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+from wsiseg.classes import VOID
+
+
+def class_weights(
+    truths: Iterable[NDArray[np.uint8]], *, num_classes: int, c: float = 1.10
+) -> NDArray[np.float32]:
+    """Weights 1 / ln(c + f), f the share of a class among the labelled pixels of all truths.
+
+    Source: Paszke et al., ENet, 2016, section 5.2; c = 1.10 as in ESPNet.
+    """
+    counts = np.zeros(num_classes, np.int64)
+    for truth in truths:
+        counts += np.bincount(truth[truth != VOID].ravel(), minlength=num_classes)
+    return np.asarray(1.0 / np.log(c + counts / max(1, counts.sum())), np.float32)
+
+
+def weighted_cross_entropy(scores: Tensor, truth: Tensor, weights: Tensor) -> Tensor:
+    """Mean of w * -log softmax over labelled pixels, divided by the sum of their weights.
+
+    `scores` (B, K, *axes), `truth` (B, *axes) int64 with VOID for not labelled.
+    """
+    return functional.cross_entropy(scores, truth, weight=weights, ignore_index=VOID)
