@@ -328,9 +328,15 @@ def _holds(recorded: str, compute: Callable[[], str]) -> bool:
 def _difference(recorded: StorePlan, plan: StorePlan) -> str:
     """The first setting in which two plans differ, in words."""
     old, new = recorded.model_dump(mode="json"), plan.model_dump(mode="json")
-    old |= old.pop("inputs") | old.pop("execution")
-    new |= new.pop("inputs") | new.pop("execution")
-    key = next(k for k in sorted({*old, *new}) if old.get(k) != new.get(k))
+    for flat in (old, new):
+        for nested in ("inputs", "settings", "execution"):
+            flat.update(flat.pop(nested, {}))
+    # The most telling first: another model explains all that follows from it.
+    key = next(
+        k
+        for k in sorted({*old, *new}, key=lambda k: (k not in recorded.inputs, k))
+        if old.get(k) != new.get(k)
+    )
     return f"{key} was {old.get(key)!r} and is now {new.get(key)!r}"
 
 

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from skimage.morphology import isotropic_dilation, remove_small_holes, remove_small_objects
+from scipy import ndimage
+from skimage.morphology import isotropic_dilation, remove_small_objects
 
 from wsiseg.geometry import Region, clip, is_empty
 from wsiseg.resample import nearest, sample
@@ -97,6 +98,11 @@ def tissue_mask(
     speck = int(MIN_OBJECT_UM2 / spacing_um**2)
     if speck > 0:
         stained = remove_small_objects(stained, max_size=speck) | ~valid
+    if not stained.any():
+        return TissueMask(stained)  # distances to nothing, of which dilation is made, are not defined
     hole = int(MAX_HOLE_UM2 / spacing_um**2)
-    filled = remove_small_holes(stained, max_size=hole) if hole > 0 else stained
+    # Glass that reaches the border of the image is not a hole, however small its piece there.
+    enclosed = ndimage.binary_fill_holes(stained) & ~stained
+    large = remove_small_objects(enclosed, max_size=hole) if hole > 0 else enclosed
+    filled = stained | (enclosed & ~large)
     return TissueMask(isotropic_dilation(filled, radius=margin_um / spacing_um))

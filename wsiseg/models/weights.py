@@ -73,6 +73,7 @@ def save_weights(network: nn.Module, path: Path) -> str:
     """Write a network's weights as safetensors; returns the file's sha256."""
     state = {k: v.detach().cpu().contiguous() for k, v in network.state_dict().items()}
     save_file(state, path)
+    path.chmod(0o644)  # safetensors leaves files that only their owner may read
     return sha256_of(path)
 
 

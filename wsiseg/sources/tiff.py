@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,8 @@ class TiffFile:
             file = tifffile.TiffFile(path)
         except (tifffile.TiffFileError, OSError, ValueError) as err:
             raise UnreadableSource(f"{path} cannot be opened as a TIFF: {err}") from None
+        # Closed with this object: sources are values that nobody has to remember to close.
+        weakref.finalize(self, file.close)
         self.path = path
         self.pages = _levels(file)
         first = self.pages[0]

@@ -112,7 +112,7 @@ def train_network(run: RunFile, cases: Sequence[TrainingCase], *, log: Path, ste
             inputs = apply(images, None, run.preprocessing).contiguous(memory_format=torch.channels_last)
             loss = weighted_cross_entropy(network(inputs), truth, weights)
             optimiser.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             optimiser.step()
             schedule.step()
             losses.append(loss.item())

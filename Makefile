@@ -1,0 +1,37 @@
+# Everything below sets itself up: a Python 3.11, a C library and a package index are enough.
+PYTHON ?= python3
+BIN := .venv/bin
+# Prefect keeps its database here and not in the home folder.
+export PREFECT_HOME := $(CURDIR)/.prefect
+export PREFECT_SERVER_ANALYTICS_ENABLED := false
+export DO_NOT_TRACK := 1
+
+.PHONY: demo test lint bench clean
+.DEFAULT_GOAL := demo
+
+.venv/installed: requirements.lock pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check --requirement requirements.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --editable .
+	touch $@
+
+.venv/installed-bench: .venv/installed requirements-bench.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --requirement requirements-bench.lock
+	touch $@
+
+demo: .venv/installed  ## the whole job on the shipped samples, into demo/
+	$(BIN)/python -m flows.demo demo
+
+test: .venv/installed  ## every test that the Python environment alone can run
+	$(BIN)/pytest -m "" --durations=5
+
+lint: .venv/installed
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+bench: .venv/installed-bench  ## CPU seconds and memory against the limit and MONAI, into build/bench
+	$(BIN)/python -m benchmarks.speed build/bench
+
+clean:
+	rm -rf .venv .prefect build demo

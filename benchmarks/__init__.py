@@ -1,0 +1,1 @@
+"""Speed, memory and agreement, each one command that prints a table."""

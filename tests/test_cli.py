@@ -1,0 +1,211 @@
+"""The command line: one clear sentence and the right exit status for whatever is wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.conftest import REPOSITORY
+from wsiseg.cli import main
+from wsiseg.models.registry import ZOO
+
+CROPS = REPOSITORY / "wsiseg" / "samples" / "ynet-breast8"
+NAME = "1222_1_7200_3600_2"
+CROP, TRUTH = CROPS / "images" / f"{NAME}.png", CROPS / "masks" / f"{NAME}.png"
+
+
+class Ran:
+    """Status and output of a command."""
+
+    def __init__(self, capfd: pytest.CaptureFixture[str], *arguments: str | Path) -> None:
+        sys.argv = ["wsiseg", *map(str, arguments)]
+        self.status = 0
+        try:
+            main()
+        except SystemExit as end:
+            self.status = end.code if isinstance(end.code, int) else 1
+        self.out, self.err = capfd.readouterr()
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    path = tmp_path / "small.toml"
+    path.write_text("core = 128\nhalo = 16\n")
+    return path
+
+
+def assert_one_sentence(ran: Ran, status: int, *words: str) -> None:
+    assert ran.status == status, ran.err
+    errors = [line for line in ran.err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1, ran.err
+    assert "Traceback" not in ran.err + ran.out
+    for word in words:
+        assert word in errors[0]
+
+
+def test_one_command_gives_mask_report_and_picture(
+    tmp_path: Path, config: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    ran = Ran(
+        capfd, "segment", CROP, "--out", tmp_path, "--mpp", "0.5", "--annotations", TRUTH, "--config", config
+    )
+    assert ran.status == 0, ran.err
+    assert "mask of 384 x 384 pixels" in ran.out
+    assert "malignant epithelium" in ran.out
+    assert "mean IoU over classes present" in ran.out
+    for suffix in (".ome.zarr", ".report.json", ".overlay.png"):
+        assert (tmp_path / f"{NAME}{suffix}").exists()
+    again = Ran(capfd, "segment", CROP, "--out", tmp_path, "--mpp", "0.5", "--config", config, "--json")
+    data = json.loads(again.out)
+    assert data["failures"] == []
+    assert data["cases"][0]["status"] == "already complete"
+    assert Ran(capfd, "verify", tmp_path / f"{NAME}.ome.zarr").status == 0
+    scores = Ran(capfd, "evaluate", "--prediction", tmp_path / f"{NAME}.ome.zarr", "--truth", TRUTH, "--json")
+    assert json.loads(scores.out) == data["cases"][0]["scores"] or data["cases"][0]["scores"] is not None
+    shown = Ran(capfd, "evaluate", "--prediction", tmp_path / f"{NAME}.ome.zarr", "--truth", TRUTH)
+    assert "absent" in shown.out
+    slab = next((tmp_path / f"{NAME}.ome.zarr" / "labels" / "tissue" / "0" / "c").rglob("*/*"))
+    slab.write_bytes(slab.read_bytes()[:-30])
+    damaged = Ran(capfd, "verify", tmp_path / f"{NAME}.ome.zarr")
+    assert damaged.status == 1
+    assert "mask rows 0 to 384 are not what was written" in damaged.err
+    assert json.loads(Ran(capfd, "verify", tmp_path / f"{NAME}.ome.zarr", "--json").out)["problems"]
+
+
+def test_one_bad_slide_does_not_stop_the_others(
+    tmp_path: Path, config: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    bad = tmp_path / "bad.svs"
+    bad.write_text("text")
+    ran = Ran(capfd, "segment", bad, CROP, "--out", tmp_path, "--mpp", "0.5", "--config", config, "--json")
+    assert_one_sentence(ran, 1, "bad.svs is not an image that can be read")
+    data = json.loads(ran.out)
+    assert [case["case"] for case in data["cases"]] == [NAME]
+    assert data["failures"][0]["kind"] == "UnreadableSource"
+
+
+def test_inputs_that_cannot_be_used_fail_with_status_1(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert_one_sentence(
+        Ran(capfd, "segment", tmp_path / "no.svs", "--out", tmp_path), 1, "no such file", "no.svs"
+    )
+    assert_one_sentence(Ran(capfd, "segment", CROP, "--out", tmp_path), 1, NAME, "pixel size", "--mpp")
+    small = tmp_path / "small.png"
+    Image.fromarray(np.zeros((5, 6), np.uint8)).save(small)
+    assert_one_sentence(
+        Ran(capfd, "evaluate", "--prediction", TRUTH, "--truth", small), 1, "5 x 6", "384 x 384", "same grid"
+    )
+    assert_one_sentence(Ran(capfd, "verify", tmp_path), 1, "is not a wsiseg result")
+    assert_one_sentence(Ran(capfd, "info", tmp_path / "no.svs"), 1, "no such file")
+
+
+def test_commands_that_are_wrong_fail_with_status_2(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    base: tuple[Any, ...] = ("segment", CROP, "--out", tmp_path, "--mpp", "0.5")
+    assert_one_sentence(Ran(capfd, *base, "--model", "nothing"), 2, "unknown model 'nothing'", "demo-breast8")
+    assert_one_sentence(Ran(capfd, *base, "--device", "tpu"), 2, "unknown device 'tpu'")
+    assert_one_sentence(Ran(capfd, *base, "--config", tmp_path / "no.toml"), 2, "cannot read", "no.toml")
+    wrong = tmp_path / "wrong.toml"
+    wrong.write_text("colour = 1")
+    assert_one_sentence(Ran(capfd, *base, "--config", wrong), 2, "unknown setting 'colour'", "tissue_grid_um")
+    wrong.write_text("core = = 1")
+    assert_one_sentence(Ran(capfd, *base, "--config", wrong), 2, "is not valid TOML or YAML")
+    assert_one_sentence(
+        Ran(capfd, "segment", CROP, CROP, "--out", tmp_path), 2, "two inputs have the case name"
+    )
+    assert_one_sentence(
+        Ran(capfd, "segment", CROP, TRUTH.parent / "other.png", "--out", tmp_path, "--annotations", TRUTH),
+        2,
+        "one by one",
+    )
+    assert Ran(capfd, *base, "--executor", "magic").status == 2
+    assert Ran(capfd, "segment", CROP).status == 2
+    assert not list(tmp_path.glob("*.ome.zarr"))
+
+
+def test_weights_of_another_sha256_are_status_2(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    card = json.loads((ZOO / "demo-breast8.json").read_text())
+    (tmp_path / "card.json").write_text(json.dumps(card))
+    (tmp_path / card["weights"]).write_bytes((ZOO / card["weights"]).read_bytes()[:-1] + b"x")
+    ran = Ran(capfd, "segment", CROP, "--out", tmp_path, "--mpp", "0.5", "--model", tmp_path / "card.json")
+    assert_one_sentence(ran, 2, "sha256", "not the file that the card describes")
+
+
+def test_an_output_folder_that_cannot_be_written_is_one_sentence(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    ran = Ran(capfd, "segment", CROP, "--out", tmp_path / "file" / "below", "--mpp", "0.5")
+    assert_one_sentence(ran, 1, "cannot write", "a part of the path is a file", "--out")
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or not Path("/dev/shm").is_dir(), reason="needs to mount a small tmpfs")
+def test_a_full_disk_is_one_sentence_and_the_same_command_continues(
+    tmp_path: Path, config: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk], check=False, capture_output=True
+    ).returncode:
+        pytest.skip("mounting is not allowed here")
+    try:
+        hog = disk / "hog"
+        hog.write_bytes(b"x" * 700_000)
+        command = ("segment", CROP, "--out", disk, "--mpp", "0.5", "--config", config)
+        assert_one_sentence(Ran(capfd, *command), 1, "GB are free", "--image none")
+        hog.write_bytes(b"x" * 1_030_000)
+        assert_one_sentence(Ran(capfd, *command, "--image", "none"), 1, "free")
+        hog.unlink()
+        assert Ran(capfd, *command, "--image", "none").status == 0
+    finally:
+        subprocess.run(["umount", disk], check=True)
+
+
+def test_info_shows_what_is_missing(capfd: pytest.CaptureFixture[str]) -> None:
+    ran = Ran(capfd, "info", CROP)
+    assert ran.status == 0
+    assert "not known" in ran.out
+    assert "does not state its pixel size" in ran.out
+    slide = json.loads(Ran(capfd, "info", CROPS.parent / "CMU-1-Small-Region.svs", "--json").out)
+    assert slide["format"] == "OpenSlide aperio"
+    assert slide["levels"] == [{"shape": [2967, 2220], "spacing": [0.499, 0.499]}]
+
+
+def test_models_are_listed_and_shown(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert "demo-breast8" in Ran(capfd, "models", "list").out
+    assert [m["name"] for m in json.loads(Ran(capfd, "models", "list", "--json").out)] == sorted(
+        p.stem for p in ZOO.glob("*.json")
+    )
+    shown = Ran(capfd, "models", "show", "demo-breast8").out
+    assert "research use only, not for diagnosis" in shown
+    assert "demonstration" in shown
+    assert "assumed" in shown
+    assert json.loads(Ran(capfd, "models", "show", "demo-breast8", "--json").out)["name"] == "demo-breast8"
+    assert_one_sentence(
+        Ran(capfd, "models", "import", TRUTH, "--out", tmp_path / "card.json"),
+        2,
+        "not a checkpoint that loads",
+    )
+
+
+def test_a_keyboard_interrupt_says_that_the_command_continues(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(*args: object, **kwargs: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("wsiseg.display.describe", interrupt)
+    ran = Ran(capfd, "info", CROP)
+    assert ran.status == 130
+    assert "Traceback" not in ran.err

@@ -1,0 +1,151 @@
+"""The flows: on the embedded server's test harness, and on a real server with a worker."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import wsiseg
+from tests.conftest import REPOSITORY
+
+pytestmark = [pytest.mark.server, pytest.mark.timeout(420)]
+
+CROPS = REPOSITORY / "wsiseg" / "samples" / "ynet-breast8"
+NAME = "1222_1_7200_3600_2"
+CROP, TRUTH = CROPS / "images" / f"{NAME}.png", CROPS / "masks" / f"{NAME}.png"
+BIN = Path(sys.executable).parent
+
+
+class Server:
+    """A Prefect server on loopback with one worker, as the README says to start them."""
+
+    def __init__(self, home: Path) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        self.api = f"http://127.0.0.1:{self.port}/api"
+        self.environment = {
+            **{k: v for k, v in os.environ.items() if not k.startswith("PREFECT_")},
+            "PREFECT_HOME": str(home),
+            "PREFECT_API_URL": self.api,
+            "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+            "DO_NOT_TRACK": "1",
+            "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
+        }
+        self.log = home / "processes.log"
+        self._processes: list[subprocess.Popen[bytes]] = []
+
+    def run(self, *command: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            command,
+            cwd=REPOSITORY,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=300,
+        )
+
+    def start(self, *command: str) -> None:
+        with self.log.open("ab") as log:
+            process = subprocess.Popen(command, cwd=REPOSITORY, env=self.environment, stdout=log, stderr=log)
+        self._processes.append(process)
+
+    def wait_until_healthy(self) -> None:
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline:
+            try:
+                with urllib.request.urlopen(f"{self.api}/health", timeout=2) as answer:
+                    if answer.status == 200:
+                        return
+            except OSError:
+                time.sleep(0.5)
+        raise AssertionError(self.log.read_text()[-3000:])
+
+    def stop(self) -> None:
+        for process in reversed(self._processes):
+            process.terminate()
+        for process in reversed(self._processes):
+            try:
+                process.wait(20)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    started = Server(tmp_path_factory.mktemp("prefect"))
+    started.start("prefect", "server", "start", "--host", "127.0.0.1", "--port", str(started.port))
+    try:
+        started.wait_until_healthy()
+        pool = started.run("prefect", "work-pool", "create", "wsiseg", "--type", "process")
+        assert pool.returncode == 0, pool.stderr + pool.stdout
+        deployed = started.run("prefect", "--no-prompt", "deploy", "--all")
+        assert deployed.returncode == 0, deployed.stderr + deployed.stdout
+        started.start("prefect", "worker", "start", "--pool", "wsiseg", "--limit", "1")
+        yield started
+    finally:
+        started.stop()
+
+
+def test_the_short_command_segments_bit_identically_to_the_command_line(
+    server: Server, tmp_path: Path
+) -> None:
+    parameters = {"slide": CROP, "out": tmp_path / "flow", "mpp": 0.5, "annotations": TRUTH}
+    given = [part for name, value in parameters.items() for part in ("--param", f"{name}={value}")]
+    ran = server.run("prefect", "deployment", "run", "segment-slide", *given, "--watch")
+    assert ran.returncode == 0, ran.stderr + ran.stdout + server.log.read_text()[-3000:]
+    report = wsiseg.segment(CROP, tmp_path / "direct", mpp=0.5, annotations=TRUTH)
+    flow_store = wsiseg.open_store(tmp_path / "flow" / f"{NAME}.ome.zarr")
+    np.testing.assert_array_equal(flow_store.mask()[:], wsiseg.open_store(report.store).mask()[:])
+    written = json.loads((tmp_path / "flow" / f"{NAME}.report.json").read_text())
+    assert report.scores is not None
+    assert written["scores"] == report.scores.model_dump(mode="json")
+    tables = server.run("prefect", "artifact", "ls", "--all")
+    assert re.search(r"iou-1222", tables.stdout), tables.stdout
+
+
+def test_the_full_name_and_evaluate_work_too_and_bad_input_fails_the_run(
+    server: Server, tmp_path: Path
+) -> None:
+    store = wsiseg.segment(CROP, tmp_path, mpp=0.5).store
+    ran = server.run(
+        "prefect", "deployment", "run", "evaluate/evaluate",
+        "--param", f"prediction={store}", "--param", f"truth={TRUTH}",
+        "--param", f"out={tmp_path / 's.json'}", "--watch",
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stderr + ran.stdout + server.log.read_text()[-3000:]
+    scores = json.loads((tmp_path / "s.json").read_text())
+    assert scores == wsiseg.evaluate(store, TRUTH).model_dump(mode="json")
+    failed = server.run(
+        "prefect", "deployment", "run", "segment-slide",
+        "--param", f"slide={tmp_path / 'none.svs'}", "--param", f"out={tmp_path}", "--watch",
+    )  # fmt: skip
+    assert failed.returncode != 0
+    unknown = server.run("prefect", "deployment", "run", "no-such-flow")
+    assert unknown.returncode != 0
+
+
+def test_flow_parameters_have_the_names_of_the_command_lines_options() -> None:
+    from typing import Any
+
+    import typer.main
+
+    from flows.segment_slide import segment_slide
+    from wsiseg.cli import app
+
+    root: Any = typer.main.get_command(app)
+    options = {p.name for p in root.commands["segment"].params} - {"json", "inputs", "no_tissue_filter"}
+    assert set(segment_slide.parameters.properties) == options | {"slide", "tissue_filter"}
