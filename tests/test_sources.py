@@ -216,7 +216,7 @@ def test_a_picture_of_more_than_a_gigapixel_is_refused_with_advice(tmp_path: Pat
         + chunk(b"IDAT", zlib.compress(b"\0"))
         + chunk(b"IEND", b"")
     )
-    with pytest.raises(SourceError, match=r"has 40000 x 30000 pixels; .*convert it to a tiled TIFF"):
+    with pytest.raises(SourceError, match="convert it to a tiled TIFF"):
         open_source(path, mpp=0.5)
 
 
@@ -857,7 +857,6 @@ def test_a_pixel_is_valid_only_where_all_that_it_is_mixed_from_is() -> None:
     source = ResampledSource(plain, plain.geometry.at_spacing((1.0, 1.0)))
     # Halved, pixel i is mixed from those whose centres are nearer than 2 to 2 i + 1: 2 i - 1 to 2 i + 2.
     expected = np.ones((8, 9), bool)
-    expected[2:4, 3:5] = False
     expected[2:4, 3:5] = False
     np.testing.assert_array_equal(source.read(source.geometry.whole).valid, expected)
 

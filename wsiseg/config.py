@@ -15,7 +15,7 @@ from wsiseg.errors import UsageError
 class SegmentConfig(BaseModel):
     """How one case is segmented. Everything here is stored with the mask."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
     mpp: float | None = Field(None, gt=0, description="level-0 pixel size in µm, overrides the file")
@@ -68,6 +68,6 @@ def make_config(options: dict[str, Any], *, file: Path | None = None) -> Segment
     given = {name: value for name, value in options.items() if value is not None}
     merged = (read_mapping(file) if file else {}) | given
     try:
-        return SegmentConfig(**merged)
+        return SegmentConfig.model_validate(merged)
     except ValidationError as err:
         raise UsageError(explain(err, known=sorted(SegmentConfig.model_fields))) from None

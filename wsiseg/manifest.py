@@ -13,7 +13,7 @@ from wsiseg.errors import ManifestError
 class CaseRow(BaseModel):
     """One case. Paths are relative to the root folder and stay inside it."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     case: str = Field(pattern=r"^[^/\\]+$", description="unique name; names the result")
     path: str = Field(min_length=1, description="image, relative to the root")
@@ -41,7 +41,10 @@ class Manifest(BaseModel):
     def resolve(self, relative: str) -> Path:
         """Absolute path of a manifest entry. Raises ManifestError if it leaves the root."""
         root = self.root.resolve()
-        path = (root / relative).resolve()
+        try:
+            path = (root / relative).resolve()
+        except ValueError as err:
+            raise ManifestError(f"path {relative!r} cannot be a path: {err}") from None
         if not path.is_relative_to(root):
             raise ManifestError(f"path {relative!r} leaves the manifest's root folder {self.root}")
         return path
@@ -52,21 +55,15 @@ def read_manifest(path: Path, *, root: Path | None = None) -> Manifest:
 
     Raises ManifestError with the line and column of the first mistake.
     """
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as stream:
-            reader = csv.DictReader(stream, strict=True)
-            columns = list(reader.fieldnames or [])
-            rows = [(reader.line_num, row) for row in reader]
-    except OSError as err:
-        raise ManifestError(f"cannot read the manifest {path}: {err.strerror}") from None
-    except (csv.Error, UnicodeDecodeError) as err:
-        raise ManifestError(f"{path} is not a CSV table in UTF-8: {err}") from None
+    columns, rows = _read_table(path)
     known = list(CaseRow.model_fields)
     for number, column in enumerate(columns, start=1):
         if column not in known:
             raise ManifestError(
                 f"{path}, line 1, column {number}: unknown column {column!r}; known are {', '.join(known)}"
             )
+        if column in columns[: number - 1]:
+            raise ManifestError(f"{path}, line 1, column {number}: {column!r} occurs twice")
     cases = [_case(row, columns, place=f"{path}, line {line}") for line, row in rows]
     seen: set[str] = set()
     for (line, _), case in zip(rows, cases, strict=True):
@@ -85,6 +82,23 @@ def read_manifest(path: Path, *, root: Path | None = None) -> Manifest:
             except ManifestError as err:
                 raise ManifestError(f"{path}, line {line}, column {column!r}: {err}") from None
     return manifest
+
+
+def _read_table(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
+    """Column names, and each row with the number of its line. Raises ManifestError."""
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as stream:
+            reader = csv.DictReader(stream, strict=True)
+            try:
+                columns = list(reader.fieldnames or [])
+                return columns, [(reader.line_num, row) for row in reader]
+            except csv.Error as err:
+                line = reader.line_num + 1
+                raise ManifestError(f"{path}, line {line}: is not a CSV table in UTF-8: {err}") from None
+    except OSError as err:
+        raise ManifestError(f"cannot read the manifest {path}: {err.strerror}") from None
+    except UnicodeDecodeError as err:
+        raise ManifestError(f"{path} is not a CSV table in UTF-8: {err}") from None
 
 
 def _case(row: dict[str, str], columns: list[str], *, place: str) -> CaseRow:

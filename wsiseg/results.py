@@ -33,7 +33,7 @@ from wsiseg.windows import WindowPlan
 logger = logging.getLogger(__name__)
 
 SCORE_BLOCK_PX = 2048
-PICTURE_PX = 1600
+PICTURE_PX = 1200
 UM2_PER_MM2 = 1e6
 
 
@@ -223,7 +223,7 @@ def _picture_grid(geometry: Geometry) -> Geometry:
 def _draw(job: Job, store: CaseStore, truth: Labels | None) -> None:
     grid = _picture_grid(store.geometry)
     level = 0
-    while min(store.plan.shape[0] >> (level + 1), store.plan.shape[1] >> (level + 1)) >= max(grid.shape):
+    while all(n >> (level + 1) >= g for n, g in zip(store.plan.shape, grid.shape, strict=True)):
         level += 1
     mask_level = np.asarray(store.mask(level)[:])
     mask = sample(mask_level, grid.whole, shape=grid.shape, from_shape=mask_level.shape)

@@ -118,6 +118,8 @@ class CaseStore:
                 f"{path} was begun with other settings: {_difference(recorded, plan)}; use --overwrite "
                 "to start again, or another --out"
             )
+        for leftover in path.rglob("*.partial"):  # of a process that was killed while it wrote
+            leftover.unlink()
         return begun
 
     @classmethod

@@ -15,6 +15,7 @@ from skimage.morphology import isotropic_dilation, remove_small_objects
 
 from wsiseg.geometry import Region, clip, is_empty
 from wsiseg.resample import nearest, sample
+from wsiseg.windows import slabs
 
 MIN_CHROMA = 14.0
 """Difference between the largest and smallest channel beyond the glass's own (0..255)."""
@@ -26,6 +27,10 @@ MIN_OBJECT_UM2 = 1_000.0
 """Coloured specks up to this size are dust."""
 MAX_HOLE_UM2 = 250_000.0
 """Holes up to this size (lumina, fat) belong to the tissue round them."""
+
+SAMPLE_PX = 500_000
+"""Pixels from which the colour of the glass is taken."""
+ROWS_AT_ONCE = 256
 
 
 @dataclass(frozen=True)
@@ -61,25 +66,30 @@ class TissueMask:
 
 def find_tissue(rgb: NDArray[np.uint8], valid: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """Pixels (*axes) of (3, *axes) that are stained; what could not be read counts as tissue."""
-    colors = rgb.astype(np.float32)
+    glass = glass_color(rgb, valid)
+    stained = np.empty(valid.shape, bool)
+    for rows in slabs(valid.shape[0], rows=ROWS_AT_ONCE):  # floats of a few rows only
+        stained[rows.rows] = _stained(rgb[:, rows.rows].astype(np.float32), glass)
+    return stained | ~valid
+
+
+def _stained(colors: NDArray[np.float32], glass: NDArray[np.float32]) -> NDArray[np.bool_]:
     red, green, blue = colors
+    chroma = colors.max(axis=0) - colors.min(axis=0)
+    ink = (green - red > PEN_MARGIN) | (green - np.maximum(red, blue) > MIN_CHROMA)
+    colored = chroma - (glass.max() - glass.min()) > MIN_CHROMA
+    darker = glass.mean() - colors.mean(axis=0) > MIN_DARKER
+    return np.asarray(colored & darker & ~ink, bool)
+
+
+def glass_color(rgb: NDArray[np.uint8], valid: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """Median colour (3,) of the bright and nearly colourless pixels; white where there are few."""
+    step = max(1, round((valid.size / SAMPLE_PX) ** (1 / valid.ndim)))
+    thinned = (slice(None, None, step),) * valid.ndim
+    colors = rgb[(slice(None), *thinned)].astype(np.float32)
     brightness = colors.mean(axis=0)
     chroma = colors.max(axis=0) - colors.min(axis=0)
-    glass_color = _glass(colors, brightness, chroma, valid)
-    own = glass_color.max() - glass_color.min()
-    ink = (green - red > PEN_MARGIN) | (green - np.maximum(red, blue) > MIN_CHROMA)
-    stained = (chroma - own > MIN_CHROMA) & (glass_color.mean() - brightness > MIN_DARKER) & ~ink
-    return np.asarray(stained | ~valid, bool)
-
-
-def _glass(
-    colors: NDArray[np.float32],
-    brightness: NDArray[np.float32],
-    chroma: NDArray[np.float32],
-    valid: NDArray[np.bool_],
-) -> NDArray[np.float32]:
-    """Median colour (3,) of the bright and nearly colourless pixels; white where there are few."""
-    candidates = valid & (chroma < 20) & (brightness > 150)
+    candidates = valid[thinned] & (chroma < 20) & (brightness > 150)
     if candidates.sum() < 0.002 * candidates.size:
         return np.full(3, 245.0, np.float32)
     bright = candidates & (brightness >= np.percentile(brightness[candidates], 50))

@@ -42,7 +42,10 @@ def open_truth(path: Path, *, geometry: Geometry, classes: Sequence[MaskClass]) 
     if not path.exists():
         raise AnnotationError(f"no such annotation: {path}")
     if path.is_dir():
-        labels = SourceLabels(open_labels(path), classes=classes, name=str(path))
+        source = open_labels(path)
+        if source.num_channels != 1:
+            raise AnnotationError(f"{path} has {source.num_channels} channels; labels have none")
+        labels = SourceLabels(source, classes=classes, name=str(path))
     elif path.suffix.lower() in (".geojson", ".json"):
         return polygon_truth(path, classes=classes, grid=geometry.shape)
     else:

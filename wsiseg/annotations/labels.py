@@ -47,8 +47,15 @@ class IndexLabels:
     """A class-index image: anything that slices to (*region) or (*region, 3) with R = G = B."""
 
     def __init__(
-        self, array: Array, *, classes: Sequence[MaskClass], name: str, shape: tuple[int, ...]
+        self,
+        array: Array,
+        *,
+        classes: Sequence[MaskClass],
+        name: str,
+        shape: tuple[int, ...],
+        keep: object = None,
     ) -> None:
+        self._keep = keep  # the file that the array reads from, closed when nobody holds it
         self._array = array
         self._classes = classes
         self._name = name
@@ -63,7 +70,7 @@ class IndexLabels:
                     f"{self._name} is a colour picture; a mask holds class indices (R = G = B = index)"
                 )
             values = values[..., 0]
-        if values.dtype.kind not in "ui" or (values.size and values.max() > VOID):
+        if values.dtype.kind not in "ui" or (values.size and not 0 <= values.min() <= values.max() <= VOID):
             raise AnnotationError(f"{self._name} has {values.dtype} values; class indices are 0 to 255")
         return check_indices(values.astype(np.uint8), classes=self._classes, name=self._name)
 
@@ -82,7 +89,7 @@ def open_index_image(path: Path, *, classes: Sequence[MaskClass]) -> IndexLabels
     """A class-index picture (PNG, TIFF; grey, palette, or RGB with R = G = B) as labels."""
     if path.suffix.lower() in TIFF_SUFFIXES:
         tiff = TiffFile(path)
-        return IndexLabels(tiff.arrays[0], classes=classes, name=str(path), shape=tiff.shapes[0])
+        return IndexLabels(tiff.arrays[0], classes=classes, name=str(path), shape=tiff.shapes[0], keep=tiff)
     if path.suffix.lower() in SUFFIXES:
         array = read_picture(path, indices=True)
         return IndexLabels(array, classes=classes, name=str(path), shape=array.shape[:2])

@@ -14,7 +14,7 @@ from wsiseg.classes import VOID
 from wsiseg.execute.base import Rows, Wanted
 from wsiseg.geometry import region_shape, relative_to
 from wsiseg.predict import Predictor
-from wsiseg.sources.base import WHITE
+from wsiseg.sources.base import WHITE, all_true, channels_last
 from wsiseg.sources.cached import CachedSource
 from wsiseg.windows import Window, WindowPlan, axis_weights, check_taper, footprint
 
@@ -50,19 +50,22 @@ class Windowed:
         }
 
     def run(self, source: CachedSource, *, first_row: int, wanted: Wanted) -> Iterator[Rows]:
-        first = self._first_number(first_row)
+        first, count = self._first_number(first_row), self._plan.grid[0]
         stitcher = Stitcher(self._plan, taper=self._taper)
-        todo = {number: self._wanted_in(number, wanted) for number in range(first, self._plan.grid[0])}
-        for number in range(first, self._plan.grid[0]):
-            upcoming = [*todo.pop(number), *todo.get(number + 1, [])]
-            for group in self._groups(len(upcoming) - len(todo.get(number + 1, []))):
-                for window in upcoming[group.start : group.stop + self._batch]:
+        images = channels_last(source.num_channels, (self._batch, *self._plan.window_shape))
+        images = images.swapaxes(0, 1)  # (B, C, *window)
+        below = self._wanted_in(first, wanted)
+        for number in range(first, count):
+            windows, below = below, self._wanted_in(number + 1, wanted) if number + 1 < count else []
+            ahead = [*windows, *below]
+            for start in range(0, len(windows), self._batch):
+                for window in ahead[start : start + 2 * self._batch]:
                     source.prefetch(window.read)
-                windows = upcoming[group]
-                images, valid = self._read(source, windows)
-                outputs = self._predictor(images)
-                for i, window in enumerate(windows):
-                    stitcher.add(window, outputs.scores[i], valid[i])
+                group = windows[start : start + self._batch]
+                valid = self._read(source, group, into=images)
+                scores = self._predictor(images).scores
+                for i, window in enumerate(group):
+                    stitcher.add(window, scores[i], valid[i])
             yield stitcher.finish(number)
 
     def _wanted_in(self, number: int, wanted: Wanted) -> list[Window]:
@@ -70,21 +73,17 @@ class Windowed:
         row = self._plan.row(number)
         return [w for w in row if wanted(footprint(self._plan, w, taper=self._taper))]
 
-    def _groups(self, count: int) -> list[slice]:
-        return [slice(i, min(i + self._batch, count)) for i in range(0, count, self._batch)]
-
     def _read(
-        self, source: CachedSource, windows: Sequence[Window]
-    ) -> tuple[NDArray[np.uint8], list[NDArray[np.bool_]]]:
-        """Images (batch, C, *window), filled up with background, and the validity of each window."""
-        shape = (self._batch, *self._plan.window_shape, source.num_channels)
-        images = np.moveaxis(np.full(shape, WHITE, np.uint8), -1, 1)
+        self, source: CachedSource, group: Sequence[Window], *, into: NDArray[np.uint8]
+    ) -> list[NDArray[np.bool_]]:
+        """Fill a batch, up to its fixed size with background; returns the validity of each window."""
         valid = []
-        for i, window in enumerate(windows):
+        for i, window in enumerate(group):
             pixels = source.read(window.read)
-            images[i] = pixels.values
+            into[i] = pixels.values
             valid.append(pixels.valid)
-        return images, valid
+        into[len(group) :] = WHITE
+        return valid
 
 
 class Stitcher:
@@ -110,7 +109,7 @@ class Stitcher:
             self._rows_mask(window)[self._in_rows(window)] = best.cpu().numpy()
         else:
             self._add_weighted(window, scores)
-        if not valid.all():
+        if not all_true(valid):
             self._void.append((window.core, ~valid[core]))
 
     def finish(self, number: int) -> Rows:

@@ -34,7 +34,7 @@ class Pixels:
     @property
     def all_valid(self) -> bool:
         """True where every pixel could be decoded."""
-        return bool(self.valid.all())
+        return all_true(self.valid)
 
 
 class Source(Protocol):
@@ -67,6 +67,13 @@ class Source(Protocol):
 def everywhere(region: Region) -> NDArray[np.bool_]:
     """A validity mask that is True everywhere and takes no memory."""
     return np.broadcast_to(np.True_, region_shape(region))
+
+
+def all_true(mask: NDArray[np.bool_]) -> bool:
+    """True if every entry is, without looking at each of a mask that `everywhere` made."""
+    if mask.size and not any(mask.strides):
+        return bool(mask.flat[0])
+    return bool(mask.all())
 
 
 def channels_last(channels: int, shape: tuple[int, ...], *, fill: int = WHITE) -> Array:

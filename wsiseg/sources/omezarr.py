@@ -75,6 +75,13 @@ def open_multiscale(path: Path, *, mpp: float | None = None) -> ZarrLevel:
     Raises UnreadableSource, SourceError for axes that are neither (c)yx nor (c)zyx or pixels that
     are not 8 bit, MissingSpacing if a unit is missing and `mpp` was not given.
     """
+    try:
+        return _multiscale(path, mpp=mpp)
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as err:
+        raise UnreadableSource(f"{path} has multiscales metadata that make no sense: {err!r}") from None
+
+
+def _multiscale(path: Path, *, mpp: float | None) -> ZarrLevel:
     group, ome = open_group(path)
     multiscale = ome["multiscales"][0]
     axes = multiscale.get("axes", [])
@@ -131,7 +138,10 @@ def open_labels(path: Path) -> ZarrLevel:
     """
     inner = path / "labels"
     if inner.is_dir():
-        group = zarr.open_group(inner, mode="r")
+        try:
+            group = zarr.open_group(inner, mode="r")
+        except (BaseZarrError, OSError, ValueError) as err:
+            raise UnreadableSource(f"{inner} cannot be opened as OME-Zarr: {err}") from None
         attributes = dict(group.attrs)
         ome = attributes.get("ome", attributes)
         names = ome.get("labels", []) if isinstance(ome, Mapping) else []

@@ -14,28 +14,27 @@ from wsiseg.sources.array import ArraySource
 from wsiseg.sources.base import Array, to_rgb_uint8
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp")
-MAX_PIXELS = 1_000_000_000
 
 
 def read_picture(path: Path, *, indices: bool = False) -> Array:
     """Pixels (y, x) or (y, x, C) uint8; with `indices`, a palette picture gives palette indices.
 
-    Raises UnreadableSource, or SourceError for more than a gigapixel.
+    Raises UnreadableSource, or SourceError for more pixels than Pillow takes (about 179 million).
     """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(path) as picture:
-                width, height = picture.size
-                if width * height > MAX_PIXELS:
-                    raise SourceError(
-                        f"{path} has {width} x {height} pixels; a PNG or JPEG is read whole and may "
-                        "have a gigapixel at most: convert it to a tiled TIFF"
-                    )
+                if picture.mode in ("CMYK", "YCbCr", "LAB", "HSV") and not indices:
+                    return np.asarray(picture.convert("RGB"))
                 if picture.mode == "P" and not indices:
                     return np.asarray(picture.convert("RGBA" if "transparency" in picture.info else "RGB"))
                 return np.asarray(picture)
-    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as err:
+    except Image.DecompressionBombError as err:
+        raise SourceError(
+            f"{path} is too large: {err}; a PNG or JPEG is read whole: convert it to a tiled TIFF"
+        ) from None
+    except (UnidentifiedImageError, OSError, SyntaxError) as err:
         raise UnreadableSource(f"{path} cannot be read as an image: {err}") from None
 
 

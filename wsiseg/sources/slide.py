@@ -87,6 +87,7 @@ class SlideSource:
         self._l0_spacing = l0_spacing
         # Exact ratios per axis; OpenSlide's downsample is their mean.
         self._downsample = (l0_height / height, l0_width / width)
+        self._l0_step = float(handle.level_downsamples[level])  # what OpenSlide divides locations by
         spacing = (l0_spacing[0] * self._downsample[0], l0_spacing[1] * self._downsample[1])
         self.geometry = Geometry(axes="yx", shape=(height, width), spacing=spacing, unit="micrometer")
         self.num_channels = 3
@@ -106,7 +107,7 @@ class SlideSource:
         ]
 
     def _location(self, region: Region) -> tuple[int, int]:
-        y, x = (round(s.start * d) for s, d in zip(region, self._downsample, strict=True))
+        y, x = (round(s.start * self._l0_step) for s in region)
         return x, y
 
     def read(self, region: Region) -> Pixels:

@@ -94,7 +94,10 @@ def _ome_spacing(xml: str | None) -> tuple[float, float] | None:
         return None
     sizes = []
     for axis in "YX":
-        size = float(pixels.get(f"PhysicalSize{axis}", "0"))
+        try:
+            size = float(pixels.get(f"PhysicalSize{axis}", "0"))
+        except ValueError:
+            return None
         factor = _UM.get(pixels.get(f"PhysicalSize{axis}Unit", "µm"))
         if size <= 0 or factor is None:
             return None
@@ -124,7 +127,7 @@ class TiffSource:
         self._level = level
         self._l0_spacing = l0_spacing
         self._tile = file.tiles[level]
-        spacing = tuple(s * a / b for s, a, b in zip(l0_spacing, l0_shape, shape, strict=True))
+        spacing = tuple(s * (a / b) for s, a, b in zip(l0_spacing, l0_shape, shape, strict=True))
         self.geometry = Geometry(axes="yx", shape=shape, spacing=spacing, unit="micrometer")
         self.num_channels = 3
         self.format = "TIFF"
@@ -163,4 +166,6 @@ def open_tiff(path: Path, *, mpp: float | None) -> TiffSource:
     array = file.arrays[0]
     if array.dtype != np.uint8:
         raise SourceError(f"{path} has {array.dtype} pixels; 8 bits a channel are supported")
+    if array.ndim == 3 and array.shape[2] > 4:
+        raise SourceError(f"{path} has {array.shape[2]} channels; grey, RGB and RGBA are supported")
     return TiffSource(file, level=0, l0_spacing=known_spacing(path, mpp, file.spacing))
