@@ -165,7 +165,8 @@ def test_a_full_disk_is_one_sentence_and_the_same_command_continues(
         command = ("segment", CROP, "--out", disk, "--mpp", "0.5", "--config", config)
         assert_one_sentence(Ran(capfd, *command), 1, "GB are free", "--image none")
         hog.write_bytes(b"x" * 1_030_000)
-        assert_one_sentence(Ran(capfd, *command, "--image", "none"), 1, "free")
+        assert_one_sentence(Ran(capfd, *command, "--image", "none"), 1, "the disk is full; make room")
+        assert Ran(capfd, "verify", disk / f"{NAME}.ome.zarr").status == 1
         hog.unlink()
         assert Ran(capfd, *command, "--image", "none").status == 0
     finally:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from wsiseg.errors import IncompleteStore, MissingSpacing
 from wsiseg.metrics import Scores
@@ -66,7 +66,7 @@ def _figure(value: float | None) -> str:
 def print_scores(scores: Scores) -> None:
     """Per-class table and the overall figures."""
     console = _console()
-    table = Table("class", "IoU", "Dice", "precision", "recall", "truth px", "predicted px")
+    table = Table(Column("class", no_wrap=True), "IoU", "Dice", "precision", "recall", "truth px", "pred. px")
     for c in scores.classes:
         figures = [c.iou, c.dice] if c.absent else [c.iou, c.dice, c.precision, c.recall]
         cells = [_figure(f) if c.absent or f is not None else "-" for f in figures]

@@ -24,8 +24,7 @@ class Encoder(nn.Module):
         if p < 1 or q < 1:
             raise ValueError(f"p and q count ESP units and must be at least 1, got p={p}, q={q}")
         self.stem = ConvNormAct(channels, 16, kernel=3, stride=2, ndim=ndim)
-        self.image_half = down2(ndim=ndim)
-        self.image_quarter = nn.Sequential(down2(ndim=ndim), down2(ndim=ndim))
+        self.shrink = down2(ndim=ndim)
         self.fuse1 = NormAct(16 + channels, ndim=ndim)
         self.down1 = ESP(16 + channels, 64, stride=2, residual=False, ndim=ndim)
         self.stage1 = nn.ModuleList(ESP(64, 64, ndim=ndim) for _ in range(p))
@@ -36,12 +35,13 @@ class Encoder(nn.Module):
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         stem = self.stem(image)  # (B, 16, 1/2)
-        half = self.fuse1(torch.cat([stem, self.image_half(image)], dim=1))  # (B, 16 + c, 1/2)
+        image_half = self.shrink(image)  # (B, c, 1/2)
+        half = self.fuse1(torch.cat([stem, image_half], dim=1))  # (B, 16 + c, 1/2)
         first = x = self.down1(half)  # (B, 64, 1/4)
         for unit in self.stage1:
             x = unit(x)
         # The order of concatenation differs between the two scales in the published weights.
-        quarter = self.fuse2(torch.cat([x, first, self.image_quarter(image)], dim=1))  # (B, 128 + c, 1/4)
+        quarter = self.fuse2(torch.cat([x, first, self.shrink(image_half)], dim=1))  # (B, 128 + c, 1/4)
         first = x = self.down2(quarter)  # (B, 128, 1/8)
         for unit in self.stage2:
             x = unit(x)
