@@ -136,8 +136,12 @@ def main() -> None:
     torch.set_num_threads(int(threads))
     if name != "monai":
         keep_memory()
-    work = {"limit": limit, "monai": monai, "monai-tuned": partial(monai, tuned=True)}[name]
-    print(json.dumps(work(Path(slide), wsiseg.open_store(store))))
+    works: dict[str, Callable[[Path, CaseStore], dict[str, float]]] = {
+        "limit": limit,
+        "monai": monai,
+        "monai-tuned": partial(monai, tuned=True),
+    }
+    print(json.dumps(works[name](Path(slide), wsiseg.open_store(store))))
 
 
 if __name__ == "__main__":
