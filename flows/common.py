@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -31,9 +32,15 @@ def _attempt(call: Callable[[], Any]) -> Any:
         return None
 
 
+def artifact_key(kind: str, case: str) -> str:
+    """A key that Prefect accepts: lower-case letters, digits and dashes only."""
+    return f"{kind}-" + re.sub(r"[^a-z0-9]+", "-", case.lower()).strip("-")
+
+
 def artifact_progress(items: Iterator[T], *, total: int, what: str) -> Iterator[T]:
     """Shows progress as an artifact, updated a few times a case: each update is one API call."""
-    artifact: UUID | None = _attempt(lambda: create_progress_artifact(0.0, description=what))
+    key = artifact_key("progress", what)
+    artifact: UUID | None = _attempt(lambda: create_progress_artifact(0.0, key=key, description=what))
     last = time.monotonic()
     for done, item in enumerate(items, start=1):
         yield item

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 
 import wsiseg
-from flows.common import iou_table
+from flows.common import artifact_key, iou_table
 
 
 @task(cache_policy=NO_CACHE)
 def score_case(prediction: str, truth: str, out: str | None, model: str | None) -> dict[str, Any]:
     """Score one prediction and publish the table."""
     scores = wsiseg.evaluate(prediction, truth, out=out, model=model)
-    iou_table(scores, key="iou")
+    iou_table(scores, key=artifact_key("iou", Path(prediction).name.removesuffix(".ome.zarr")))
     return scores.model_dump(mode="json")
 
 

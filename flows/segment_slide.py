@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any, Literal
 
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 
 import wsiseg
-from flows.common import artifact_progress, iou_table
+from flows.common import artifact_key, artifact_progress, iou_table
 
 
 @task(cache_policy=NO_CACHE)
@@ -17,8 +16,7 @@ def segment_case(slide: str, options: dict[str, Any]) -> dict[str, Any]:
     """Segment one case; the ledger in its store is the cache, so a retry continues."""
     report = wsiseg.segment(slide, progress=artifact_progress, **options)
     if report.scores is not None:
-        # Artifact keys may hold lower-case letters, digits and dashes only.
-        iou_table(report.scores, key="iou-" + re.sub(r"[^a-z0-9]+", "-", report.case.lower()).strip("-"))
+        iou_table(report.scores, key=artifact_key("iou", report.case))
     return report.model_dump(mode="json")
 
 
