@@ -19,7 +19,7 @@ PACKAGE = REPOSITORY / "wsiseg"
 LAYERS = [
     {"errors", "geometry", "classes", "config"},
     {"windows", "tissue", "metrics", "manifest", "resample", "files"},
-    {"sources", "preprocess", "store", "ngff", "pyramid", "models", "annotations"},
+    {"sources", "preprocess", "plan", "store", "ngff", "pyramid", "models", "annotations"},
     {"predict", "execute", "overlay"},
     {"prepare", "pipeline", "results", "report", "training", "demo"},
     {"cli", "display", "prefect_plugin", "__main__"},

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from tests.conftest import random_image
 from wsiseg.classes import BREAST8, VOID
 from wsiseg.errors import ConfigMismatch, IncompleteStore, StoreError
-from wsiseg.store import CaseStore, StorePlan, open_store
+from wsiseg.plan import StorePlan
+from wsiseg.store import CaseStore, open_store
 from wsiseg.windows import slabs
 
 SHAPE = (1100, 700)

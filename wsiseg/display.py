@@ -12,9 +12,10 @@ from wsiseg.errors import IncompleteStore, MissingSpacing
 from wsiseg.metrics import Scores
 from wsiseg.models.card import RESEARCH_USE, ModelCard
 from wsiseg.models.registry import load_card, zoo_names
+from wsiseg.plan import plan_of
 from wsiseg.report import Report
 from wsiseg.sources import open_source
-from wsiseg.store import CaseStore, plan_of
+from wsiseg.store import CaseStore
 
 
 def _console() -> Console:

@@ -17,6 +17,7 @@ from wsiseg.classes import VOID
 from wsiseg.config import make_config
 from wsiseg.execute.base import to_level0
 from wsiseg.geometry import Region
+from wsiseg.plan import plan_of
 from wsiseg.predict import keep_memory, load_predictor
 from wsiseg.prepare import (
     Job,
@@ -33,7 +34,7 @@ from wsiseg.report import Report, Stopwatch
 from wsiseg.results import finished_report, make_report, void_places
 from wsiseg.sources.cached import CachedSource
 from wsiseg.sources.resampled import ResampledSource
-from wsiseg.store import CaseStore, plan_of
+from wsiseg.store import CaseStore
 from wsiseg.tissue import TissueMask
 from wsiseg.windows import Slab
 

@@ -21,10 +21,10 @@ from wsiseg.files import fingerprint
 from wsiseg.geometry import Region
 from wsiseg.models.card import ModelCard
 from wsiseg.models.registry import DEFAULT_MODELS, load_card
+from wsiseg.plan import StorePlan
 from wsiseg.predict import NetworkPredictor, execution_record, pick_device
 from wsiseg.sources import Source, open_source
 from wsiseg.sources.resampled import LevelChoice, at_level, choose_level
-from wsiseg.store import StorePlan
 from wsiseg.tissue import TissueMask, tissue_mask
 from wsiseg.windows import WindowPlan
 

@@ -13,7 +13,6 @@ slab is a row of whole shards, so no shard is ever written in two pieces.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -24,13 +23,12 @@ from typing import Any
 import numpy as np
 import zarr
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
 
-from wsiseg.classes import MaskClass
 from wsiseg.errors import ConfigMismatch, IncompleteStore, StoreError
 from wsiseg.files import content_hash, to_json, write_whole, writing
-from wsiseg.geometry import Geometry, Unit
+from wsiseg.geometry import Geometry
 from wsiseg.ngff import image_metadata, label_group_metadata, label_metadata
+from wsiseg.plan import StorePlan, difference, plan_of
 from wsiseg.pyramid import build_levels, create_array, level_hash, mean, pick
 from wsiseg.windows import Slab, slabs
 
@@ -38,50 +36,6 @@ LABEL = "tissue"
 MASK = f"labels/{LABEL}"
 Mask = NDArray[np.uint8]
 Image = NDArray[np.uint8]
-
-
-class StorePlan(BaseModel):
-    """Everything that decides the bytes of a store; fixed before the first slab."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    case: str
-    axes: str
-    shape: tuple[int, ...]
-    spacing: tuple[float, ...]
-    unit: Unit
-    image_shape: tuple[int, ...] | None
-    image_spacing: tuple[float, ...] | None
-    slab_rows: int
-    chunk: int
-    classes: tuple[MaskClass, ...]
-    inputs: dict[str, Any]
-    """Fingerprints and settings that the user chose: input, model, tissue, region."""
-    execution: dict[str, Any]
-    """What can change a float: device, precision, threads, batch, windows, versions."""
-
-    @property
-    def identity(self) -> str:
-        """Hash of the plan."""
-        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
-
-    @property
-    def image_rows(self) -> int:
-        """Rows of the stored image that are written in one piece: about those of a slab."""
-        assert self.image_shape is not None
-        rows = self.slab_rows * self.image_shape[0] / self.shape[0]
-        return max(1, round(rows / self.chunk)) * self.chunk
-
-
-def plan_of(path: Path) -> StorePlan | None:
-    """The plan that a store was begun with, or None. Raises IncompleteStore if it is damaged."""
-    file = path / "ledger" / "plan.json"
-    if not file.is_file():
-        return None
-    try:
-        return StorePlan.model_validate_json(file.read_bytes())
-    except ValueError:
-        raise IncompleteStore(f"the plan in {file} is damaged; use --overwrite to start again") from None
 
 
 class CaseStore:
@@ -115,7 +69,7 @@ class CaseStore:
         same = recorded.inputs == plan.inputs if begun.completion() else recorded == plan
         if not same:
             raise ConfigMismatch(
-                f"{path} was begun with other settings: {_difference(recorded, plan)}; use --overwrite "
+                f"{path} was begun with other settings: {difference(recorded, plan)}; use --overwrite "
                 "to start again, or another --out"
             )
         for leftover in path.rglob("*.partial"):  # of a process that was killed while it wrote
@@ -325,21 +279,6 @@ def _holds(recorded: str, compute: Callable[[], str]) -> bool:
         return compute() == recorded
     except (OSError, ValueError, RuntimeError):
         return False
-
-
-def _difference(recorded: StorePlan, plan: StorePlan) -> str:
-    """The first setting in which two plans differ, in words."""
-    old, new = recorded.model_dump(mode="json"), plan.model_dump(mode="json")
-    for flat in (old, new):
-        for nested in ("inputs", "settings", "execution"):
-            flat.update(flat.pop(nested, {}))
-    # The most telling first: another model explains all that follows from it.
-    key = next(
-        k
-        for k in sorted({*old, *new}, key=lambda k: (k not in recorded.inputs, k))
-        if old.get(k) != new.get(k)
-    )
-    return f"{key} was {old.get(key)!r} and is now {new.get(key)!r}"
 
 
 def open_store(path: str | Path) -> CaseStore:

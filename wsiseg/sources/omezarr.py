@@ -64,9 +64,7 @@ def open_group(path: Path) -> tuple[zarr.Group, Mapping[str, Any]]:
         raise UnreadableSource(f"{path} cannot be opened as OME-Zarr: {err}") from None
     attributes = dict(group.attrs)
     ome = attributes.get("ome", attributes)
-    if not isinstance(ome, Mapping) or "multiscales" not in ome:
-        raise UnreadableSource(f"{path} is a zarr group without OME multiscales metadata")
-    return group, ome
+    return group, ome if isinstance(ome, Mapping) else {}
 
 
 def open_multiscale(path: Path, *, mpp: float | None = None) -> ZarrLevel:
@@ -83,6 +81,8 @@ def open_multiscale(path: Path, *, mpp: float | None = None) -> ZarrLevel:
 
 def _multiscale(path: Path, *, mpp: float | None) -> ZarrLevel:
     group, ome = open_group(path)
+    if "multiscales" not in ome:
+        raise UnreadableSource(f"{path} is a zarr group without OME multiscales metadata")
     multiscale = ome["multiscales"][0]
     axes = multiscale.get("axes", [])
     names = "".join(str(axis["name"]) for axis in axes)
@@ -138,13 +138,7 @@ def open_labels(path: Path) -> ZarrLevel:
     """
     inner = path / "labels"
     if inner.is_dir():
-        try:
-            group = zarr.open_group(inner, mode="r")
-        except (BaseZarrError, OSError, ValueError) as err:
-            raise UnreadableSource(f"{inner} cannot be opened as OME-Zarr: {err}") from None
-        attributes = dict(group.attrs)
-        ome = attributes.get("ome", attributes)
-        names = ome.get("labels", []) if isinstance(ome, Mapping) else []
+        names = open_group(inner)[1].get("labels", [])
         if not isinstance(names, Sequence) or len(names) != 1:
             raise SourceError(f"{path} has labels {names}; name one of them, as {inner}/NAME")
         path = inner / str(names[0])

@@ -1,0 +1,72 @@
+"""What decides the bytes of a result: fixed before the first slab, recorded, reused on resume."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from wsiseg.classes import MaskClass
+from wsiseg.errors import IncompleteStore
+from wsiseg.geometry import Unit
+
+
+class StorePlan(BaseModel):
+    """Everything that decides the bytes of a store; fixed before the first slab."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    case: str
+    axes: str
+    shape: tuple[int, ...]
+    spacing: tuple[float, ...]
+    unit: Unit
+    image_shape: tuple[int, ...] | None
+    image_spacing: tuple[float, ...] | None
+    slab_rows: int
+    chunk: int
+    classes: tuple[MaskClass, ...]
+    inputs: dict[str, Any]
+    """Fingerprints and settings that the user chose: input, model, tissue, region."""
+    execution: dict[str, Any]
+    """What can change a float: device, precision, threads, batch, windows, versions."""
+
+    @property
+    def identity(self) -> str:
+        """Hash of the plan."""
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
+
+    @property
+    def image_rows(self) -> int:
+        """Rows of the stored image that are written in one piece: about those of a slab."""
+        assert self.image_shape is not None
+        rows = self.slab_rows * self.image_shape[0] / self.shape[0]
+        return max(1, round(rows / self.chunk)) * self.chunk
+
+
+def plan_of(path: Path) -> StorePlan | None:
+    """The plan that a store was begun with, or None. Raises IncompleteStore if it is damaged."""
+    file = path / "ledger" / "plan.json"
+    if not file.is_file():
+        return None
+    try:
+        return StorePlan.model_validate_json(file.read_bytes())
+    except ValueError:
+        raise IncompleteStore(f"the plan in {file} is damaged; use --overwrite to start again") from None
+
+
+def difference(recorded: StorePlan, plan: StorePlan) -> str:
+    """The first setting in which two plans differ, in words."""
+    old, new = recorded.model_dump(mode="json"), plan.model_dump(mode="json")
+    for flat in (old, new):
+        for nested in ("inputs", "settings", "execution"):
+            flat.update(flat.pop(nested, {}))
+    # The most telling first: another model explains all that follows from it.
+    key = next(
+        k
+        for k in sorted({*old, *new}, key=lambda k: (k not in recorded.inputs, k))
+        if old.get(k) != new.get(k)
+    )
+    return f"{key} was {old.get(key)!r} and is now {new.get(key)!r}"
