@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 import wsiseg
-from tests.conftest import REPOSITORY
+from tests.conftest import REPOSITORY, SLIDE
 
 pytestmark = [pytest.mark.server, pytest.mark.timeout(420)]
 
@@ -100,9 +100,18 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         started.stop()
 
 
-def test_the_short_command_segments_bit_identically_to_the_command_line(
-    server: Server, tmp_path: Path
-) -> None:
+def test_the_literal_command_gives_the_mask_of_the_command_line(server: Server, tmp_path: Path) -> None:
+    ran = server.run(
+        "prefect", "deployment", "run", "segment-slide",
+        "--param", f"slide={SLIDE}", "--param", f"out={tmp_path / 'flow'}", "--watch",
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stderr + ran.stdout + server.log.read_text()[-3000:]
+    report = wsiseg.segment(SLIDE, tmp_path / "direct")
+    flow_store = wsiseg.open_store(tmp_path / "flow" / f"{SLIDE.stem}.ome.zarr")
+    np.testing.assert_array_equal(flow_store.mask()[:], wsiseg.open_store(report.store).mask()[:])
+
+
+def test_annotations_are_scored_and_published_as_a_table(server: Server, tmp_path: Path) -> None:
     parameters = {"slide": CROP, "out": tmp_path / "flow", "mpp": 0.5, "annotations": TRUTH}
     given = [part for name, value in parameters.items() for part in ("--param", f"{name}={value}")]
     ran = server.run("prefect", "deployment", "run", "segment-slide", *given, "--watch")

@@ -17,7 +17,7 @@ from wsiseg.cli import app
 PACKAGE = REPOSITORY / "wsiseg"
 
 LAYERS = [
-    {"errors", "geometry", "classes", "config"},
+    {"errors", "geometry", "classes", "config", "progress"},
     {"windows", "tissue", "metrics", "manifest", "resample", "files"},
     {"sources", "preprocess", "plan", "store", "ngff", "pyramid", "models", "annotations"},
     {"predict", "execute", "overlay"},

@@ -303,7 +303,7 @@ def test_evaluate_takes_pictures_and_writes_scores(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "scores.json").read_text())["pixel_accuracy"] == pytest.approx(6 / 9)
 
 
-def test_truth_that_does_not_fit_is_refused_after_the_mask_is_safe(slide: Path, tmp_path: Path) -> None:
+def test_truth_that_does_not_fit_is_refused_before_anything_is_computed(slide: Path, tmp_path: Path) -> None:
     Image.fromarray(np.zeros((10, 12), np.uint8)).save(tmp_path / "small.png")
     with pytest.raises(AnnotationError, match="small.png has 10 x 12 pixels .* the prediction has 300 x 520"):
         wsiseg.segment(slide, tmp_path, annotations=tmp_path / "small.png", **SMALL)
@@ -315,6 +315,7 @@ def test_truth_that_does_not_fit_is_refused_after_the_mask_is_safe(slide: Path, 
         wsiseg.segment(slide, tmp_path, annotations=strange, **SMALL)
     with pytest.raises(AnnotationError, match="no such annotation"):
         wsiseg.segment(slide, tmp_path, annotations=tmp_path / "none.png", **SMALL)
+    assert not list(tmp_path.glob("*.ome.zarr"))
     with pytest.raises(AnnotationError, match="no such prediction"):
         wsiseg.evaluate(tmp_path / "none.png", strange)
 

@@ -7,6 +7,7 @@ was wrong (an option, a model, a run file). Every error is one sentence on stder
 from __future__ import annotations
 
 import json
+import logging
 import sys
 from collections.abc import Iterable, Iterator
 from enum import StrEnum
@@ -223,6 +224,8 @@ def models_import(
 
 def main() -> None:
     """Entry point: errors become one sentence and an exit status."""
+    logging.basicConfig(format="%(message)s", stream=sys.stderr, level=logging.WARNING)
+    logging.getLogger("wsiseg").setLevel(logging.INFO)
     try:
         app()
     except WsisegError as err:

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from wsiseg.pipeline import Progress, no_progress, segment
+from wsiseg.pipeline import segment
+from wsiseg.progress import Progress, no_progress
 from wsiseg.report import Report
 
 SAMPLES = Path(__file__).parent / "samples"

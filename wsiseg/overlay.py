@@ -82,7 +82,9 @@ def draw_overlay(
     figure.suptitle(title, fontsize=11)
     buffer = io.BytesIO()
     FigureCanvasAgg(figure)
-    figure.savefig(buffer, format="png", metadata={"Description": RESEARCH_USE})
+    figure.savefig(
+        buffer, format="png", metadata={"Description": RESEARCH_USE}, pil_kwargs={"compress_level": 4}
+    )
     with writing(path):
         write_whole(path, buffer.getvalue())
 

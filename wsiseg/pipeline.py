@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import io
 import logging
-from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +29,7 @@ from wsiseg.prepare import (
     wanted_regions,
 )
 from wsiseg.preprocess import CaseStats, fit
+from wsiseg.progress import Progress, no_progress
 from wsiseg.report import Report, Stopwatch
 from wsiseg.results import finished_report, make_report, void_places
 from wsiseg.sources.cached import CachedSource
@@ -39,18 +39,6 @@ from wsiseg.tissue import TissueMask
 from wsiseg.windows import Slab
 
 logger = logging.getLogger(__name__)
-T = TypeVar("T")
-
-
-class Progress(Protocol):
-    """Wraps an iterator to show how far it is."""
-
-    def __call__(self, items: Iterator[T], *, total: int, what: str) -> Iterator[T]: ...
-
-
-def no_progress(items: Iterator[T], *, total: int, what: str) -> Iterator[T]:
-    """Shows nothing."""
-    return items
 
 
 def segment(
@@ -84,12 +72,13 @@ def segment(
         job = open_job(request)
         recorded = None if overwrite else plan_of(request.store)
     if recorded is None:
-        check_space(job)
+        needed = check_space(job)
+        logger.info("%s: the result will take about %.2f GB", request.case, needed / 1e9)
     store = CaseStore.create_or_resume(request.store, store_plan(job, recorded), overwrite=overwrite)
     if store.completion() is not None:
         return finished_report(job, store, watch)
     with watch.stage("tissue"):
-        tissue = _tissue(job, store)
+        tissue = _tissue(job, store, progress)
     _segment_rows(job, store, tissue, watch, progress)
     with watch.stage("pyramid"):
         store.complete({"tissue_share": tissue.share if tissue else None})
@@ -190,14 +179,14 @@ class Views:
             cached.forget(before=limit)
 
 
-def _tissue(job: Job, store: CaseStore) -> TissueMask | None:
+def _tissue(job: Job, store: CaseStore, progress: Progress) -> TissueMask | None:
     """The tissue mask of the ledger, made and kept there on the first run."""
     if job.background is None:
         return None
     kept = store.read_file("tissue.png")
     if kept is not None:
         return TissueMask(np.asarray(Image.open(io.BytesIO(kept))) > 0)
-    tissue = detect_tissue(job)
+    tissue = detect_tissue(job, progress=progress)
     picture = io.BytesIO()
     Image.fromarray(tissue.grid).save(picture, format="png")
     store.write_file("tissue.png", picture.getvalue())

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from wsiseg.annotations import polygon_region
+from wsiseg.annotations import Labels, open_truth, polygon_region
 from wsiseg.annotations.geojson import PolygonLabels
 from wsiseg.config import SegmentConfig
 from wsiseg.errors import StoreError, UsageError
@@ -23,6 +23,7 @@ from wsiseg.models.card import ModelCard
 from wsiseg.models.registry import DEFAULT_MODELS, load_card
 from wsiseg.plan import StorePlan
 from wsiseg.predict import NetworkPredictor, execution_record, pick_device
+from wsiseg.progress import Progress, no_progress
 from wsiseg.sources import Source, open_source
 from wsiseg.sources.resampled import LevelChoice, at_level, choose_level
 from wsiseg.tissue import TissueMask, tissue_mask
@@ -69,6 +70,7 @@ class Job:
     model: str | Path
     choice: LevelChoice
     region: PolygonLabels | None
+    truth: Labels | None
     inputs: dict[str, Any]
 
     @property
@@ -120,7 +122,10 @@ def open_job(request: Request) -> Job:
         "region": fingerprint(request.region) if request.region else None,
         "settings": request.config.model_dump(mode="json", exclude=_NOT_DECISIVE),
     }
-    return Job(request, source, card, model, choice, region, inputs)
+    truth = None
+    if request.annotations is not None:  # opened now: a mistake in it should not wait for the mask
+        truth = open_truth(request.annotations, geometry=source.geometry, classes=card.classes)
+    return Job(request, source, card, model, choice, region, truth, inputs)
 
 
 def window_plan(job: Job) -> WindowPlan:
@@ -192,7 +197,7 @@ def make_executor(job: Job, plan: StorePlan, predictor: NetworkPredictor) -> Win
         raise UsageError(str(err)) from None
 
 
-def detect_tissue(job: Job) -> TissueMask:
+def detect_tissue(job: Job, *, progress: Progress = no_progress) -> TissueMask:
     """Tissue of a slide on its fixed coarse grid, read piece by piece."""
     finest = max(job.source.geometry.spacing)
     spacing = max(job.config.tissue_grid_um, finest)
@@ -204,7 +209,8 @@ def detect_tissue(job: Job) -> TissueMask:
     )
     rgb = np.empty((3, *shape), np.uint8)
     valid = np.empty(shape, bool)
-    for window in WindowPlan(shape=shape, core=side, halo=(0,) * len(shape)).windows():
+    plan = WindowPlan(shape=shape, core=side, halo=(0,) * len(shape))
+    for window in progress(plan.windows(), total=len(plan), what=f"{job.request.case} tissue"):
         pixels = coarse.read(window.core)
         rgb[(slice(None), *window.core)] = pixels.values
         valid[window.core] = pixels.valid

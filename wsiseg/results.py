@@ -118,27 +118,21 @@ def finished_report(job: Job, store: CaseStore, watch: Stopwatch) -> Report:
     given = job.request.annotations
     if path.is_file() and overlay_path(job.request).is_file():
         report = Report.model_validate_json(path.read_bytes())
-        if given is None or (report.annotations or {}).get("file") == _identify(given):
+        if given is None or (report.annotations or {}).get("file") == fingerprint(given):
             return report.model_copy(update={"status": "already complete"})
     return make_report(job, store, watch, status="already complete")
-
-
-def _identify(path: Path) -> dict[str, str]:
-    if not path.exists():
-        raise AnnotationError(f"no such annotation: {path}")
-    return fingerprint(path)
 
 
 def make_report(job: Job, store: CaseStore, watch: Stopwatch, *, status: Any) -> Report:
     """Score, draw and write the report of a finished case."""
     request, plan = job.request, store.plan
-    truth, scores = None, None
-    if request.annotations is not None:
+    scores = None
+    if job.truth is not None:
         with watch.stage("evaluate"):
-            truth = open_truth(request.annotations, geometry=store.geometry, classes=plan.classes)
-            scores = score(confusion(store_labels(store), truth, num_classes=len(plan.classes)), plan.classes)
+            matrix = confusion(store_labels(store), job.truth, num_classes=len(plan.classes))
+            scores = score(matrix, plan.classes)
     with watch.stage("overlay"):
-        _draw(job, store, truth)
+        _draw(job, store, job.truth)
     entries = store.entries()
     counts: Counter[int] = Counter()
     for entry in entries:
@@ -179,7 +173,7 @@ def make_report(job: Job, store: CaseStore, watch: Stopwatch, *, status: Any) ->
             outside_region_pixels=sum(entry["outside_region"] for entry in entries),
         ),
         scores=scores,
-        annotations={"name": request.annotations.name, "file": _identify(request.annotations)}
+        annotations={"name": request.annotations.name, "file": fingerprint(request.annotations)}
         if request.annotations
         else None,
         seconds=watch.rounded(),
