@@ -429,3 +429,29 @@ def test_the_shipped_slide_states_its_spacing() -> None:
     source = wsiseg.open_source(SLIDE)
     assert source.geometry.shape == (2967, 2220)
     assert source.geometry.spacing == (0.499, 0.499)
+
+
+@pytest.mark.parametrize("image", ["full", "model"])
+def test_each_stored_tile_is_decoded_once_for_mask_and_image(
+    picture: NDArray[np.uint8], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, image: str
+) -> None:
+    from wsiseg.geometry import Region, region_shape
+    from wsiseg.sources import tiff
+    from wsiseg.sources.base import Pixels
+
+    # 320 pixels a block: rows of windows and slabs cross its borders.
+    slide = write_tiff(tmp_path / "tiles.tif", picture.repeat(3, axis=0), tile=320)
+    read: list[Region] = []
+    original = tiff.TiffSource.read
+
+    def counted(self: tiff.TiffSource, region: Region) -> Pixels:
+        read.append(region)
+        return original(self, region)
+
+    monkeypatch.setattr(tiff.TiffSource, "read", counted)
+    wsiseg.segment(slide, tmp_path, tissue_filter=False, **(SMALL | {"image": image, "taper": 4}))
+    seen = np.zeros((900, 520), int)
+    for region in read:
+        seen[region] += 1
+    np.testing.assert_array_equal(seen, 1)
+    assert sum(h * w for h, w in map(region_shape, read)) == 900 * 520

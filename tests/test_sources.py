@@ -958,3 +958,17 @@ def test_the_coarser_axis_decides_where_pixels_are_not_square() -> None:
     with pytest.raises(SourceError, match=r"has pixels of 0\.25 micrometer"):
         choose_level(oblong, spacing=0.2)
     assert choose_level(oblong, spacing=0.9).level is oblong.sources[1]
+
+
+def test_a_cache_read_by_many_threads_reads_each_block_once() -> None:
+    """A resampled image is read by the threads of the cache above it, which share the cache below."""
+    image = random_image((640, 512), seed=4)
+    below = CachedSource(array_source(image), readers=2)
+    with below, ThreadPoolExecutor(8) as pool:
+        regions = [(slice(y, y + 96), slice(x, x + 96)) for y in range(0, 640, 32) for x in range(0, 512, 32)]
+        pieces = list(pool.map(below.read, regions))
+        below.forget(before=10_000)
+    for region, piece in zip(regions, pieces, strict=True):
+        inside = image[(slice(None), *region)]
+        np.testing.assert_array_equal(piece.values[:, : inside.shape[1], : inside.shape[2]], inside)
+    assert below.pixels_read == 640 * 512

@@ -8,6 +8,8 @@ depends on the rows in flight, never on the height of the image.
 from __future__ import annotations
 
 import itertools
+import math
+import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
@@ -28,6 +30,8 @@ class CachedSource(AbstractContextManager["CachedSource"]):
         self._source = source
         self._pool = ThreadPoolExecutor(readers, thread_name_prefix="wsiseg-read")
         self._blocks: dict[Index, Future[Pixels]] = {}
+        # A resampled image is read by the threads of the cache above this one.
+        self._lock = threading.Lock()
         self.geometry = source.geometry
         self.num_channels = source.num_channels
         self.block = source.block
@@ -60,11 +64,12 @@ class CachedSource(AbstractContextManager["CachedSource"]):
         return clip(grid, self.geometry.shape)
 
     def _request(self, index: Index) -> Future[Pixels]:
-        if index not in self._blocks:
-            place = self._place(index)
-            self.pixels_read += int(np.prod(region_shape(place)))
-            self._blocks[index] = self._pool.submit(self._source.read, place)
-        return self._blocks[index]
+        with self._lock:
+            if index not in self._blocks:
+                place = self._place(index)
+                self.pixels_read += math.prod(region_shape(place))
+                self._blocks[index] = self._pool.submit(self._source.read, place)
+            return self._blocks[index]
 
     def prefetch(self, region: Region) -> None:
         """Begin to read the blocks of a region."""
@@ -73,8 +78,9 @@ class CachedSource(AbstractContextManager["CachedSource"]):
 
     def forget(self, *, before: int) -> None:
         """Drop the blocks that lie wholly above row `before`; asking for them again reads them again."""
-        for index in [i for i in self._blocks if (i[0] + 1) * self.block[0] <= before]:
-            self._blocks.pop(index).cancel()
+        with self._lock:
+            for index in [i for i in self._blocks if (i[0] + 1) * self.block[0] <= before]:
+                self._blocks.pop(index).cancel()
 
     def read(self, region: Region) -> Pixels:
         self.prefetch(region)
