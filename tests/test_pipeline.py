@@ -455,3 +455,72 @@ def test_each_stored_tile_is_decoded_once_for_mask_and_image(
         seen[region] += 1
     np.testing.assert_array_equal(seen, 1)
     assert sum(h * w for h, w in map(region_shape, read)) == 900 * 520
+
+
+def test_overwriting_with_a_model_that_cannot_be_used_leaves_the_result(slide: Path, tmp_path: Path) -> None:
+    from wsiseg.errors import ModelError
+    from wsiseg.models.registry import ZOO
+
+    report = wsiseg.segment(slide, tmp_path, **SMALL)
+    card = json.loads((ZOO / "demo-breast8.json").read_text()) | {"sha256": "0" * 64}
+    (tmp_path / "bad.json").write_text(json.dumps(card))
+    (tmp_path / card["weights"]).write_bytes((ZOO / card["weights"]).read_bytes())
+    with pytest.raises(ModelError, match="sha256"):
+        wsiseg.segment(slide, tmp_path, tmp_path / "bad.json", overwrite=True, **SMALL)
+    assert wsiseg.open_store(report.store).verify() == []
+    with pytest.raises(Interrupted):
+        wsiseg.segment(slide, tmp_path, overwrite=True, progress=stop_after(1), **SMALL)
+    assert not report.report.exists()
+    assert not report.overlay.exists()
+
+
+def test_a_damaged_report_is_written_again(slide: Path, tmp_path: Path) -> None:
+    report = wsiseg.segment(slide, tmp_path, **SMALL)
+    report.report.write_text("{")
+    again = wsiseg.segment(slide, tmp_path, **SMALL)
+    assert again.status == "already complete"
+    assert json.loads(report.report.read_text())["classes"] == report.model_dump(mode="json")["classes"]
+
+
+def test_a_folder_of_the_inputs_name_does_not_change_what_the_input_is(slide: Path, tmp_path: Path) -> None:
+    copied = tmp_path / slide.name
+    copied.write_bytes(slide.read_bytes())
+    first = wsiseg.segment(copied, tmp_path / copied.stem, **SMALL)
+    assert wsiseg.segment(copied, tmp_path / copied.stem, **SMALL).status == "already complete"
+    assert set(first.input) >= {"sha256"}
+
+
+def test_a_stored_image_in_millimetres_or_with_a_damaged_chunk_is_read_as_it_is(
+    segmented: Report, picture: NDArray[np.uint8], tmp_path: Path
+) -> None:
+    import shutil
+
+    copied = tmp_path / "copy.ome.zarr"
+    shutil.copytree(segmented.store, copied)
+    meta = json.loads((copied / "zarr.json").read_text())
+    multiscale = meta["attributes"]["ome"]["multiscales"][0]
+    for axis in multiscale["axes"][1:]:
+        axis["unit"] = "millimeter"
+    for transform in multiscale["datasets"][0]["coordinateTransformations"]:
+        transform["scale"] = [1.0, 0.0005, 0.0005]
+    (copied / "zarr.json").write_text(json.dumps(meta))
+    source = wsiseg.open_source(copied)
+    assert (source.geometry.unit, source.geometry.spacing) == ("micrometer", (0.5, 0.5))
+    report = wsiseg.segment(copied, tmp_path / "out", **SMALL)
+    np.testing.assert_array_equal(mask_of(report), mask_of(segmented))
+    shard = max((copied / "0" / "c").rglob("*"), key=lambda p: p.stat().st_size if p.is_file() else 0)
+    data = bytearray(shard.read_bytes())
+    data[10:200] = b"\xff" * 190  # inside its first chunk
+    shard.write_bytes(data)
+    pixels = wsiseg.open_source(copied).read(wsiseg.open_source(copied).geometry.whole)
+    assert 0 < (~pixels.valid).sum() <= 32 * 32
+    np.testing.assert_array_equal(np.moveaxis(pixels.values, 0, -1)[pixels.valid], picture[pixels.valid])
+
+
+def test_a_mask_that_cannot_be_decoded_is_one_sentence(slide: Path, tmp_path: Path) -> None:
+    report = wsiseg.segment(slide, tmp_path, **SMALL)
+    shard = next(p for p in (report.store / "labels" / "tissue" / "0" / "c").rglob("*") if p.is_file())
+    shard.write_bytes(b"\xff" * shard.stat().st_size)
+    Image.fromarray(np.zeros((300, 520), np.uint8)).save(tmp_path / "truth.png")
+    with pytest.raises(AnnotationError, match="has pixels that cannot be decoded, near row"):
+        wsiseg.evaluate(report.store, tmp_path / "truth.png")

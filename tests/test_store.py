@@ -242,3 +242,15 @@ def test_rows_of_another_size_are_refused(tmp_path: Path) -> None:
     store = CaseStore.create_or_resume(tmp_path / "s", make_plan())
     with pytest.raises(ValueError, match=r"slab 0 needs \(256, 700\) pixels, got \(255, 700\)"):
         store.write(store.slabs[0], MASK[:255], record=RECORD)
+
+
+def test_a_finished_store_that_lost_a_ledger_entry_is_found_and_not_read(tmp_path: Path) -> None:
+    store = finished(tmp_path / "s")
+    (tmp_path / "s" / "ledger" / "slab-00002.json").unlink()
+    assert store.verify() == ["the ledger entry of slab 2 is missing or damaged"]
+    store.mask()[900, 0] = int(MASK[900, 0]) ^ 1
+    assert store.verify()[1] == "mask rows 768 to 1024 are not what was written"
+    with pytest.raises(IncompleteStore, match="2 of 5 slabs"):
+        open_store(tmp_path / "s")
+    (tmp_path / "s" / "labels" / "tissue" / "0" / "zarr.json").unlink()
+    assert "mask rows 0 to 256 are not what was written" in store.verify()

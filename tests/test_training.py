@@ -15,7 +15,7 @@ from PIL import Image
 
 from tests.conftest import REPOSITORY
 from wsiseg.classes import BREAST8
-from wsiseg.errors import AnnotationError, ManifestError, UsageError
+from wsiseg.errors import AnnotationError, ManifestError, StoreError, UsageError
 from wsiseg.manifest import read_manifest
 from wsiseg.models.registry import ZOO, load_card, load_network
 from wsiseg.training.augment import flip_and_turn, jitter_stain
@@ -159,6 +159,14 @@ def test_left_out_patients_are_scored_by_weights_that_never_saw_them(
         ({"colour": 1}, "unknown setting 'colour'; known are: name, manifest"),
         ({"steps": 0}, "setting 'steps' = 0: Input should be greater"),
         ({"manifest": "nowhere.csv"}, "cannot read the manifest .*nowhere.csv"),
+        ({"patch": 60}, "patch 60 must be a multiple of 8"),
+        ({"zoom": [2, 1]}, "zoom .2.0, 1.0. must rise"),
+        ({"background": 9}, "background 9 is not a class"),
+        ({"preprocessing": {"mean": [1, 2]}}, "three means and three stds"),
+        ({"preprocessing": {"statistics": "case"}}, "statistics must be card"),
+        ({"network": {"name": "espnet", "arguments": {"classes": 5}}}, "classes must be 8 .* got 5"),
+        ({"learning_rate": 1e30}, "the loss is not finite at step"),
+        ({"spacing": {"value": 2.0}}, "has pixels of 0.5 µm, the run trains at 2"),
     ],
 )
 def test_mistakes_in_a_run_file_are_named(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
@@ -182,3 +190,21 @@ def test_run_files_and_cases_that_cannot_be_used_are_refused(tmp_path: Path) -> 
     (tmp_path / "m.csv").write_text(f"{header}a,image.png,a,small.png,0.5,MIT\n")
     with pytest.raises(AnnotationError, match="small.png has 3 x 4 pixels"):
         open_cases(read_manifest(tmp_path / "m.csv"), BREAST8)
+
+
+def test_a_manifest_is_believed_and_checked(tmp_path: Path) -> None:
+    text = MANIFEST.read_text()
+    only = [line for line in text.splitlines() if line.startswith(("case", "1529"))]
+    (tmp_path / "one.csv").write_text("\n".join(only))
+    with pytest.raises(ManifestError, match="at least two patients"):
+        train(read_run(run_file(tmp_path, manifest=str(tmp_path / "one.csv"), leave_one_patient_out=True)))
+    (tmp_path / "test.csv").write_text(text.replace(",train,", ",test,"))
+    with pytest.raises(ManifestError, match="no case whose split is train"):
+        train(read_run(run_file(tmp_path, manifest=str(tmp_path / "test.csv"))))
+    first = text.splitlines()[1].split(",")[2]
+    (tmp_path / "other.csv").write_text(text.replace(first, "0" * 64))
+    with pytest.raises(ManifestError, match="has another sha256 than the manifest says"):
+        train(read_run(run_file(tmp_path, manifest=str(tmp_path / "other.csv"))))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StoreError, match="cannot write"):
+        train(read_run(run_file(tmp_path, out=str(tmp_path / "file"))))

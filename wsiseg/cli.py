@@ -99,7 +99,9 @@ def segment(
     json: JsonFlag = False,
 ) -> None:
     """Write a full-resolution mask, a report and a picture for each slide."""
-    names = [p.name.removesuffix(".ome.zarr").rsplit(".", 1)[0] for p in inputs]
+    from wsiseg.prepare import case_name
+
+    names = [case_name(p) for p in inputs]
     twice = next((n for n in names if names.count(n) > 1), None)
     if twice is not None:
         raise UsageError(f"two inputs have the case name {twice!r}; their results would be the same files")

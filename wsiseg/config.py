@@ -29,11 +29,11 @@ class SegmentConfig(BaseModel):
     allow_upsampling: bool = Field(False, description="accept a slide coarser than the model")
     core: int | None = Field(None, gt=0, description="kept part of a window, pixels per axis")
     halo: int | None = Field(None, ge=0, description="context round the core, pixels per axis")
-    batch: int = Field(1, ge=1, description="windows per forward pass")
-    readers: int = Field(2, ge=1, description="threads that read ahead")
-    threads: int | None = Field(None, ge=1, description="threads of the network on a CPU")
+    batch: int = Field(1, ge=1, le=4096, description="windows per forward pass")
+    readers: int = Field(2, ge=1, le=256, description="threads that read ahead")
+    threads: int | None = Field(None, ge=1, le=1024, description="threads of the network on a CPU")
     slab: int | None = Field(None, gt=0, description="rows per slab of the level-0 mask, a multiple of chunk")
-    chunk: int = Field(512, ge=16, description="rows and columns per stored chunk of the mask")
+    chunk: int = Field(512, ge=16, le=8192, description="rows and columns per stored chunk of the mask")
     tissue_grid_um: float = Field(8.0, gt=0, description="pixel size of the tissue mask, µm")
     tissue_margin_um: float = Field(50.0, ge=0, description="dilation of the tissue mask, µm")
 
@@ -58,6 +58,8 @@ def explain(err: ValidationError, *, known: list[str]) -> str:
     """One line for the first mistake that pydantic found, naming the known keys if one is unknown."""
     first = err.errors()[0]
     where = ".".join(str(part) for part in first["loc"])
+    if not where:
+        return str(first["msg"]).removeprefix("Value error, ")
     if first["type"] == "extra_forbidden":
         return f"unknown setting {where!r}; known are: {', '.join(known)}"
     return f"setting {where!r} = {first.get('input')!r}: {first['msg']}"

@@ -17,6 +17,8 @@ from wsiseg.report import Report
 from wsiseg.sources import open_source
 from wsiseg.store import CaseStore
 
+SCORE_COLUMNS = ("IoU", "Dice", "prec.", "recall", "truth px", "pred. px")
+
 
 def _console() -> Console:
     return Console(highlight=False, soft_wrap=True)
@@ -67,7 +69,7 @@ def _figure(value: float | None) -> str:
 def print_scores(scores: Scores) -> None:
     """Per-class table and the overall figures."""
     console = _console()
-    table = Table(Column("class", no_wrap=True), "IoU", "Dice", "precision", "recall", "truth px", "pred. px")
+    table = Table(Column("class", no_wrap=True), *(Column(name, no_wrap=True) for name in SCORE_COLUMNS))
     for c in scores.classes:
         figures = [c.iou, c.dice] if c.absent else [c.iou, c.dice, c.precision, c.recall]
         cells = [_figure(f) if c.absent or f is not None else "-" for f in figures]

@@ -65,10 +65,10 @@ def fingerprint(path: Path) -> dict[str, str]:
     """What identifies an input: the sha256 of a file of up to 1 GiB, else a fingerprint.
 
     The fingerprint of a larger file hashes its size and 64 pieces of 1 MiB spread over it; that of
-    a folder (or of a slide with a companion folder) the names and sizes of all files in it.
+    a folder (or of a MIRAX slide with its companion folder) the names and sizes of all files in it.
     """
-    companion = path.with_suffix("")
-    folder = path if path.is_dir() else companion if path.suffix and companion.is_dir() else None
+    companion = path.with_suffix("") if path.suffix.lower() == ".mrxs" else None
+    folder = path if path.is_dir() else companion if companion and companion.is_dir() else None
     digest = hashlib.sha256()
     if folder is not None:
         files = sorted(p for p in folder.rglob("*") if p.is_file())

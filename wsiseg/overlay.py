@@ -79,7 +79,8 @@ def draw_overlay(
         axis.set_axis_off()
         _draw_scale_bar(axis, picture.shape, extent_um=_extent_um(geometry))
     _draw_legend(figure, mask, truth, classes)
-    figure.suptitle(title, fontsize=11)
+    # Fonts lack some signs that file names may have; a box for them is no reason to warn.
+    figure.suptitle(title.encode("latin-1", "replace").decode("latin-1"), fontsize=11)
     buffer = io.BytesIO()
     FigureCanvasAgg(figure)
     figure.savefig(

@@ -21,6 +21,7 @@ from wsiseg.predict import keep_memory, load_predictor
 from wsiseg.prepare import (
     Job,
     Request,
+    check_model,
     check_space,
     detect_tissue,
     make_executor,
@@ -31,7 +32,7 @@ from wsiseg.prepare import (
 from wsiseg.preprocess import CaseStats, fit
 from wsiseg.progress import Progress, no_progress
 from wsiseg.report import Report, Stopwatch
-from wsiseg.results import finished_report, make_report, void_places
+from wsiseg.results import finished_report, make_report, remove_stale, void_places
 from wsiseg.sources.cached import CachedSource
 from wsiseg.sources.resampled import ResampledSource
 from wsiseg.store import CaseStore
@@ -58,7 +59,7 @@ def segment(
     `options` are the fields of SegmentConfig; they override the file `config`. Raises WsisegError.
     """
     request = Request(
-        input=Path(input),
+        input=Path(input).absolute(),
         out=Path(out),
         config=make_config(options, file=Path(config) if config else None),
         model=model,
@@ -74,7 +75,11 @@ def segment(
     if recorded is None:
         needed = check_space(job)
         logger.info("%s: the result will take about %.2f GB", request.case, needed / 1e9)
-    store = CaseStore.create_or_resume(request.store, store_plan(job, recorded), overwrite=overwrite)
+    plan = store_plan(job, recorded)
+    if recorded is None:
+        check_model(job)  # nothing is begun, or overwritten, that could not be carried through
+        remove_stale(request)
+    store = CaseStore.create_or_resume(request.store, plan, overwrite=overwrite)
     if store.completion() is not None:
         return finished_report(job, store, watch)
     with watch.stage("tissue"):

@@ -64,9 +64,7 @@ def difference(recorded: StorePlan, plan: StorePlan) -> str:
         for nested in ("inputs", "settings", "execution"):
             flat.update(flat.pop(nested, {}))
     # The most telling first: another model explains all that follows from it.
-    key = next(
-        k
-        for k in sorted({*old, *new}, key=lambda k: (k not in recorded.inputs, k))
-        if old.get(k) != new.get(k)
-    )
+    asked = recorded.inputs.get("settings", {})
+    ranked = sorted({*old, *new}, key=lambda k: (k not in recorded.inputs, k not in asked, k))
+    key = next(k for k in ranked if old.get(k) != new.get(k))
     return f"{key} was {old.get(key)!r} and is now {new.get(key)!r}"

@@ -16,18 +16,18 @@ from wsiseg.annotations import Labels, open_truth, polygon_region
 from wsiseg.annotations.geojson import PolygonLabels
 from wsiseg.config import SegmentConfig
 from wsiseg.errors import StoreError, UsageError
-from wsiseg.execute.windowed import Windowed, one_window_shape
+from wsiseg.execute.windowed import Windowed, one_window_shape, window_settings
 from wsiseg.files import fingerprint
 from wsiseg.geometry import Region
 from wsiseg.models.card import ModelCard
-from wsiseg.models.registry import DEFAULT_MODELS, load_card
+from wsiseg.models.registry import DEFAULT_MODELS, load_card, load_network
 from wsiseg.plan import StorePlan
 from wsiseg.predict import NetworkPredictor, execution_record, pick_device
 from wsiseg.progress import Progress, no_progress
 from wsiseg.sources import Source, open_source
 from wsiseg.sources.resampled import LevelChoice, at_level, choose_level
 from wsiseg.tissue import TissueMask, tissue_mask
-from wsiseg.windows import WindowPlan
+from wsiseg.windows import WindowPlan, check_taper
 
 SUFFIX = ".ome.zarr"
 COARSE_READ_PX = 2048
@@ -35,6 +35,11 @@ COARSE_READ_PX = 2048
 RGB_SHARE, MASK_SHARE, PYRAMID = 0.85, 0.05, 4 / 3
 """Bytes on disk per byte of pixels, on the safe side of what real slides gave, and for all levels."""
 _NOT_DECISIVE = {"readers", "device"}
+
+
+def case_name(path: Path) -> str:
+    """Name of the case of an input: its file name without the suffix."""
+    return path.name.removesuffix(SUFFIX) if path.name.endswith(SUFFIX) else path.stem
 
 
 @dataclass(frozen=True)
@@ -52,7 +57,7 @@ class Request:
     @property
     def case(self) -> str:
         """Name of the case: the input's name without its suffix."""
-        return self.input.name.removesuffix(SUFFIX) if self.input.name.endswith(SUFFIX) else self.input.stem
+        return case_name(self.input)
 
     @property
     def store(self) -> Path:
@@ -177,24 +182,26 @@ def store_plan(job: Job, recorded: StorePlan | None) -> StorePlan:
             "device_name": str(device),
             "precision": "float32",
             "threads": threads if device.type == "cpu" else None,
-            "executor": "windowed",
-            "core": list(windows.core),
-            "halo": list(windows.halo),
-            "taper": config.taper,
-            "batch": config.batch,
+            **window_settings(windows, taper=config.taper, batch=config.batch),
             "model_grid": list(windows.shape),
         },
     )
 
 
-def make_executor(job: Job, plan: StorePlan, predictor: NetworkPredictor) -> Windowed:
-    """The executor that a plan describes. Raises UsageError where the taper does not fit."""
-    if plan.execution["threads"] is not None:
-        torch.set_num_threads(plan.execution["threads"])
+def check_model(job: Job) -> None:
+    """Raises ModelError where the weights are not the card's, UsageError where the taper does not fit."""
+    load_network(job.model)
     try:
-        return Windowed(predictor, window_plan(job), taper=job.config.taper, batch=job.config.batch)
+        check_taper(window_plan(job), job.config.taper)
     except ValueError as err:
         raise UsageError(str(err)) from None
+
+
+def make_executor(job: Job, plan: StorePlan, predictor: NetworkPredictor) -> Windowed:
+    """The executor that a plan describes."""
+    if plan.execution["threads"] is not None:
+        torch.set_num_threads(plan.execution["threads"])
+    return Windowed(predictor, window_plan(job), taper=job.config.taper, batch=job.config.batch)
 
 
 def detect_tissue(job: Job, *, progress: Progress = no_progress) -> TissueMask:

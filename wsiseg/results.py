@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import ValidationError
 from scipy import ndimage
 
 from wsiseg.annotations import Labels, open_truth
@@ -45,6 +46,13 @@ def report_path(request: Request) -> Path:
 def overlay_path(request: Request) -> Path:
     """Where the picture of a case lies."""
     return request.out / f"{request.case}.overlay.png"
+
+
+def remove_stale(request: Request) -> None:
+    """Remove report and picture of a result that is about to be begun anew."""
+    for path in (report_path(request), overlay_path(request)):
+        with writing(path):
+            path.unlink(missing_ok=True)
 
 
 def void_places(void: NDArray[np.bool_], *, top: int) -> list[list[int]]:
@@ -117,9 +125,13 @@ def finished_report(job: Job, store: CaseStore, watch: Stopwatch) -> Report:
     path = report_path(job.request)
     given = job.request.annotations
     if path.is_file() and overlay_path(job.request).is_file():
-        report = Report.model_validate_json(path.read_bytes())
-        if given is None or (report.annotations or {}).get("file") == fingerprint(given):
-            return report.model_copy(update={"status": "already complete"})
+        try:
+            report = Report.model_validate_json(path.read_bytes())
+        except ValidationError:
+            logger.warning("%s is damaged and is written again", path)
+        else:
+            if given is None or (report.annotations or {}).get("file") == fingerprint(given):
+                return report.model_copy(update={"status": "already complete"})
     return make_report(job, store, watch, status="already complete")
 
 
@@ -161,7 +173,7 @@ def make_report(job: Job, store: CaseStore, watch: Stopwatch, *, status: Any) ->
             "limits": list(job.card.limits),
         },
         execution=plan.execution,
-        settings=job.config.model_dump(mode="json"),
+        settings={**job.config.model_dump(mode="json"), "region": plan.inputs["region"]},
         versions=versions(),
         mask_shape=plan.shape,
         tissue_share=(store.completion() or {}).get("tissue_share"),
@@ -200,6 +212,13 @@ def _remarks(job: Job, store: CaseStore, *, unreadable: int, total: int) -> tupl
         remarks.append(
             f"{100 * unreadable / total:.2g} % of the pixels could not be decoded "
             "and are void (255) in the mask"
+        )
+    if job.card.spacing is None:
+        remarks.append("the model states no pixel size: the image was used as it is")
+    if job.region is not None:
+        outside = sum(entry["outside_region"] for entry in store.entries())
+        remarks.append(
+            f"{100 * outside / total:.3g} % of the slide lies outside the region and is void (255)"
         )
     if job.card.spacing is not None and job.card.spacing.assumed:
         remarks.append("the pixel size of the model's training data was assumed, not stated")

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import zarr
 from numpy.typing import NDArray
+from zarr.errors import BaseZarrError
 
 from wsiseg.errors import ConfigMismatch, IncompleteStore, StoreError
 from wsiseg.files import content_hash, to_json, write_whole, writing
@@ -83,7 +84,7 @@ class CaseStore:
         if plan is None:
             raise IncompleteStore(f"{path} is not a wsiseg result: it has no ledger")
         store = cls(path, plan)
-        if store.completion() is None:
+        if store.completion() is None or store.pending():
             done = len(store.slabs) - len(store.pending())
             raise IncompleteStore(
                 f"{path} is unfinished ({done} of {len(store.slabs)} slabs); "
@@ -241,22 +242,30 @@ class CaseStore:
 
     # Checking.
 
+    @staticmethod
+    def _rows_hash(open_array: Callable[[], zarr.Array[Any] | None], rows: tuple[slice, ...]) -> str:
+        array = open_array()
+        return "" if array is None else content_hash(np.asarray(array[rows]))
+
     def verify(self) -> list[str]:
         """Recompute every hash; returns a sentence for each piece that is not what was written."""
         problems = []
         completion = self.completion()
-        entries = self.entries()
+        by_slab = {slab.index: self._under_plan(_entry_name(slab)) for slab in self.slabs}
+        entries = [entry for entry in by_slab.values() if entry is not None]
         if completion is None:
             missing = len(self.slabs) - len(entries)
             problems.append(f"unfinished: {missing} of {len(self.slabs)} slabs are missing")
-        image = self.image()
+        else:
+            lost = [index for index, entry in by_slab.items() if entry is None]
+            problems += [f"the ledger entry of slab {index} is missing or damaged" for index in lost]
         for entry in entries:
             start, stop = entry["rows"]
-            if not _holds(entry["sha256"], partial(_rows_hash, self.mask(), (slice(start, stop),))):
+            if not _holds(entry["sha256"], partial(self._rows_hash, self.mask, (slice(start, stop),))):
                 problems.append(f"mask rows {start} to {stop} are not what was written")
             for first, last, recorded in entry["image"]:
                 rows = (slice(None), slice(first, last))
-                if image is None or not _holds(recorded, partial(_rows_hash, image, rows)):
+                if not _holds(recorded, partial(self._rows_hash, self.image, rows)):
                     problems.append(f"image rows {first} to {last} are not what was written")
         for name, recorded in (completion or {}).get("levels", {}).items():
             compute = partial(level_hash, self.path / name, axes=self.plan.axes, chunk=self.plan.chunk)
@@ -269,15 +278,11 @@ def _entry_name(slab: Slab) -> str:
     return f"slab-{slab.index:05d}.json"
 
 
-def _rows_hash(array: zarr.Array[Any], rows: tuple[slice, ...]) -> str:
-    return content_hash(np.asarray(array[rows]))
-
-
 def _holds(recorded: str, compute: Callable[[], str]) -> bool:
     """True if the hash is as recorded; False too where the data cannot even be decoded."""
     try:
         return compute() == recorded
-    except (OSError, ValueError, RuntimeError):
+    except (OSError, ValueError, RuntimeError, BaseZarrError):
         return False
 
 

@@ -62,7 +62,12 @@ class IndexLabels:
         self.shape = shape
 
     def read(self, region: Region) -> Indices:
-        values = np.asarray(self._array[region])
+        try:
+            values = np.asarray(self._array[region])
+        except (RuntimeError, ValueError, OSError) as err:
+            raise AnnotationError(
+                f"{self._name} has pixels that cannot be decoded, near row {region[0].start}: {err}"
+            ) from None
         if values.ndim > len(region):
             color = values[..., :3]
             if color.shape[-1] == 3 and not (color == color[..., :1]).all():

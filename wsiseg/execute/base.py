@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,10 +34,6 @@ class Executor(Protocol):
 
     def first_row_read(self, row: int) -> int:
         """The first row of the source that rows from `row` on are made from (may be negative)."""
-        ...
-
-    def settings(self) -> dict[str, Any]:
-        """What of the executor can change a float, for the store's plan."""
         ...
 
     def run(self, source: CachedSource, *, first_row: int, wanted: Wanted) -> Iterator[Rows]:

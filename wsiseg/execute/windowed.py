@@ -40,15 +40,6 @@ class Windowed:
     def first_row_read(self, row: int) -> int:
         return self._first_number(row) * self._plan.core[0] - self._plan.halo[0]
 
-    def settings(self) -> dict[str, Any]:
-        return {
-            "executor": "windowed",
-            "core": list(self._plan.core),
-            "halo": list(self._plan.halo),
-            "taper": self._taper,
-            "batch": self._batch,
-        }
-
     def run(self, source: CachedSource, *, first_row: int, wanted: Wanted) -> Iterator[Rows]:
         first, count = self._first_number(first_row), self._plan.grid[0]
         stitcher = Stitcher(self._plan, taper=self._taper)
@@ -187,3 +178,14 @@ def one_window_shape(shape: Sequence[int], *, core: int, stride: int) -> tuple[i
     (104, 1024)
     """
     return tuple(min(core, -(-n // stride) * stride) for n in shape)
+
+
+def window_settings(plan: WindowPlan, *, taper: int, batch: int) -> dict[str, Any]:
+    """What of this executor can change a float, for the store's plan."""
+    return {
+        "executor": "windowed",
+        "core": list(plan.core),
+        "halo": list(plan.halo),
+        "taper": taper,
+        "batch": batch,
+    }

@@ -8,6 +8,7 @@ from torch import nn
 
 from wsiseg.classes import anonymous_classes
 from wsiseg.errors import ModelError
+from wsiseg.files import writing
 from wsiseg.models.card import ModelCard, NetworkSpec, Preprocessing, WindowSpec, write_card
 from wsiseg.models.graph import NetworkGraph
 from wsiseg.models.registry import build_network
@@ -33,9 +34,10 @@ def import_checkpoint(checkpoint: Path, card: Path) -> ModelCard:
     recognised = recognise(read_checkpoint(checkpoint), name=str(checkpoint))
     network = build_network(recognised.network, **recognised.arguments)
     fill(network, recognised.state, name=str(checkpoint))
-    card.parent.mkdir(parents=True, exist_ok=True)
     weights = card.with_suffix(".safetensors")
-    sha256 = save_weights(network.eval(), weights)
+    with writing(card):
+        card.parent.mkdir(parents=True, exist_ok=True)
+        sha256 = save_weights(network.eval(), weights)
     made = ModelCard(
         name=card.stem,
         network=NetworkSpec(name=recognised.network, arguments=recognised.arguments),
@@ -55,7 +57,8 @@ def import_checkpoint(checkpoint: Path, card: Path) -> ModelCard:
             "preprocessing is that of the published Cityscapes models; others may need another",
         ),
     )
-    write_card(made, card)
+    with writing(card):
+        write_card(made, card)
     return made
 
 

@@ -121,10 +121,10 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
         raise ModelError(f"no such checkpoint: {path}")
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, AttributeError) as err:
-        first_line = str(err).strip().splitlines()[0] if str(err).strip() else type(err).__name__
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, AttributeError):
         raise ModelError(
-            f"{path} is not a checkpoint that loads without running code: {first_line}"
+            f"{path} is not a checkpoint that loads without running code: it is damaged, no torch file, "
+            "or holds more than tensors"
         ) from None
     state = loaded.get("state_dict", loaded) if isinstance(loaded, Mapping) else None
     if not isinstance(state, Mapping) or not state or not all(isinstance(v, Tensor) for v in state.values()):

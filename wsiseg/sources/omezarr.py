@@ -12,13 +12,24 @@ from zarr.errors import BaseZarrError
 
 from wsiseg.errors import MissingSpacing, SourceError, UnreadableSource
 from wsiseg.geometry import Geometry, Region, Unit
-from wsiseg.sources.base import Array, Pixels, Source, everywhere, inside_part, pad_outside
+from wsiseg.sources.base import (
+    Array,
+    Pixels,
+    Source,
+    everywhere,
+    inside_part,
+    pad_outside,
+    tile_by_tile,
+)
 
 _UNITS: dict[str, tuple[Unit, float]] = {
     "micrometer": ("micrometer", 1.0),
     "nanometer": ("micrometer", 1e-3),
     "millimeter": ("millimeter", 1.0),
 }
+
+
+_DECODE_ERRORS = (RuntimeError, ValueError, OSError)
 
 
 class ZarrLevel:
@@ -46,8 +57,18 @@ class ZarrLevel:
 
     def read(self, region: Region) -> Pixels:
         placed = inside_part(region, self.geometry)
-        values = self._values(placed)
-        return pad_outside(Pixels(values, everywhere(placed)), placed=placed, region=region)
+        try:
+            pixels = Pixels(self._values(placed), everywhere(placed))
+        except _DECODE_ERRORS:
+            tile = self._arrays[0].chunks[-len(placed) :]
+            pixels = tile_by_tile(placed, tile=tile, channels=self.num_channels, decode=self._values_or_none)
+        return pad_outside(pixels, placed=placed, region=region)
+
+    def _values_or_none(self, region: Region) -> Array | None:
+        try:
+            return self._values(region)
+        except _DECODE_ERRORS:
+            return None
 
     def _values(self, region: Region) -> Array:
         array = self._arrays[0]
@@ -116,6 +137,8 @@ def _geometry(
     units = {axis.get("unit") for axis in axes[-len(spatial) :]}
     if len(units) == 1 and scale is not None and (unit := _UNITS.get(str(*units))) is not None:
         name, factor = unit
+        if spatial == "yx" and name == "millimeter":  # slides are in µm everywhere inside
+            name, factor = "micrometer", 1000.0
     elif mpp is not None:
         name, factor, scale = "micrometer", 1.0, scale or [1.0] * len(axes)
     else:

@@ -119,7 +119,11 @@ class SlideSource:
         try:
             rgb = self._file.read(l0_xy=self._location(placed), level=self._level, size=(width, height))
         except openslide.OpenSlideError as err:
-            logger.warning("level %d, %s: %s; reading its tiles singly", self._level, placed, err)
+            y, x = placed
+            logger.warning(
+                "%s, level %d, rows %d to %d, columns %d to %d: %s; reading its tiles singly",
+                self._file.path.name, self._level, y.start, y.stop, x.start, x.stop, err,
+            )  # fmt: skip
             pixels = tile_by_tile(placed, tile=self._tile, channels=3, decode=self._decode_alone)
         else:
             pixels = Pixels(np.moveaxis(rgb, -1, 0), everywhere(placed))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import logging
+import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -13,6 +14,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from wsiseg.errors import ManifestError
+from wsiseg.files import writing
 from wsiseg.manifest import read_manifest
 from wsiseg.metrics import ConfusionMatrix, Scores, score
 from wsiseg.models.card import ModelCard, write_card
@@ -42,14 +45,17 @@ def train(
     """
     if run.threads is not None:
         torch.set_num_threads(run.threads)
-    cases = open_cases(read_manifest(run.manifest, root=run.root), run.mask_classes)
-    run.out.mkdir(parents=True, exist_ok=True)
+    cases = open_cases(read_manifest(run.manifest, root=run.root), run.mask_classes, mpp=run.spacing.value)
+    with writing(run.out):
+        run.out.mkdir(parents=True, exist_ok=True)
 
     def wrap(what: str) -> Steps:
         return lambda steps: steps if progress is None else progress(what, steps, run.steps)
 
     quality: dict[str, Any] = {"note": "no held-out figures: trained on every case"}
     if run.leave_one_patient_out:
+        if len({case.row.patient for case in cases}) < 2:
+            raise ManifestError("leave_one_patient_out needs cases of at least two patients")
         total = ConfusionMatrix.empty(len(run.mask_classes))
         folds = {}
         for patient in sorted({case.row.patient for case in cases}):
@@ -116,6 +122,10 @@ def train_network(run: RunFile, cases: Sequence[TrainingCase], *, log: Path, ste
             optimiser.step()
             schedule.step()
             losses.append(loss.item())
+            if not math.isfinite(losses[-1]):
+                raise ManifestError(
+                    f"the loss is not finite at step {step}; lower learning_rate {run.learning_rate}"
+                )
             if step % LOG_EVERY == 0 or step == run.steps:
                 rate, seconds = schedule.get_last_lr()[0], time.monotonic() - start
                 table.writerow([step, f"{np.mean(losses):.5f}", f"{rate:.6f}", f"{seconds:.1f}"])

@@ -16,7 +16,9 @@ from wsiseg.classes import MaskClass
 from wsiseg.errors import ManifestError
 from wsiseg.geometry import Region, region_shape
 from wsiseg.manifest import CaseRow, Manifest
+from wsiseg.models.card import sha256_of
 from wsiseg.sources import Source, open_source
+from wsiseg.sources.resampled import AS_IT_IS
 from wsiseg.training.augment import Rgb, flip_and_turn, jitter_stain
 
 
@@ -34,15 +36,32 @@ class TrainingCase:
         return torch.from_numpy(self.source.read(region).values.copy())[None], self.truth.read(region)
 
 
-def open_cases(manifest: Manifest, classes: Sequence[MaskClass]) -> list[TrainingCase]:
-    """Image and truth of every row. Raises WsisegError where a row cannot be used."""
+def open_cases(
+    manifest: Manifest, classes: Sequence[MaskClass], *, mpp: float | None = None
+) -> list[TrainingCase]:
+    """Image and truth of every row that may be trained on (split `train` or none).
+
+    Raises WsisegError where a row cannot be used: a file with another sha256 than the manifest says,
+    or pixels that are not of `mpp` µm, if that is given.
+    """
     cases = []
-    for row in manifest.cases:
+    rows = [row for row in manifest.cases if row.split in (None, "train")]
+    if not rows:
+        raise ManifestError("the manifest has no case whose split is train or empty")
+    for row in rows:
+        if row.sha256 is not None and sha256_of(manifest.resolve(row.path)) != row.sha256:
+            raise ManifestError(f"case {row.case!r}: {row.path} has another sha256 than the manifest says")
         if row.annotation is None:
             raise ManifestError(f"case {row.case!r} has no annotation; training needs one for each case")
         source = open_source(manifest.resolve(row.path), mpp=row.mpp)
         truth = open_index_image(manifest.resolve(row.annotation), classes=classes)
         check_size(truth.shape, geometry=source.geometry, name=str(Path(row.annotation)))
+        found = max(source.geometry.spacing)
+        if mpp is not None and abs(found / mpp - 1) >= AS_IT_IS:
+            raise ManifestError(
+                f"case {row.case!r} has pixels of {found:.4g} µm, the run trains at {mpp:.4g}: "
+                "resample it first"
+            )
         cases.append(TrainingCase(row, source, truth))
     return cases
 
@@ -89,7 +108,7 @@ class PatchSampler:
             glass = np.clip(color + noise, 0, 255).astype(np.uint8)
             return glass, np.full((size, size), self.glass, np.uint8)
         case = self.cases[int(rng.integers(len(self.cases)))]
-        side = round(size / float(np.exp(rng.uniform(*np.log(self.zoom)))))
+        side = max(1, round(size / float(np.exp(rng.uniform(*np.log(self.zoom))))))
         region = _random_region(case.source.geometry.shape, side, rng)
         image = np.moveaxis(case.source.read(region).values, 0, -1)
         image, truth = flip_and_turn(image, case.truth.read(region), rng)

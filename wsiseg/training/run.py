@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from wsiseg.classes import BREAST8, MaskClass
 from wsiseg.config import explain, read_mapping
 from wsiseg.errors import ManifestError
 from wsiseg.models.card import NetworkSpec, Preprocessing, Spacing
+
+MAX_ZOOM = 16.0
 
 
 class RunFile(BaseModel):
@@ -49,6 +51,28 @@ class RunFile(BaseModel):
     licence: str
     intended_use: str
     limits: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        arguments, count = self.network.arguments, len(self.mask_classes)
+        wanted = {"classes": count, "variant": ("A", "B"), "ndim": 2, "channels": 3}
+        for name, value in wanted.items():
+            allowed = value if isinstance(value, tuple) else (value,)
+            if arguments.get(name, allowed[0]) not in allowed:
+                raise ValueError(
+                    f"the network's {name} must be {value} for this trainer, got {arguments[name]}"
+                )
+        if not 0 < self.zoom[0] <= self.zoom[1] <= MAX_ZOOM:
+            raise ValueError(f"zoom {self.zoom} must rise between 0 and {MAX_ZOOM}")
+        if self.patch % 8:
+            raise ValueError(f"patch {self.patch} must be a multiple of 8")
+        if self.background is not None and self.background >= count:
+            raise ValueError(f"background {self.background} is not a class")
+        if not len(self.preprocessing.mean) == len(self.preprocessing.std) == 3:
+            raise ValueError("preprocessing needs three means and three stds")
+        if self.preprocessing.statistics == "case":
+            raise ValueError("this trainer takes mean and std from the run file: statistics must be card")
+        return self
 
     @property
     def mask_classes(self) -> tuple[MaskClass, ...]:
