@@ -31,7 +31,7 @@ from wsiseg.windows import WindowPlan, check_taper
 
 SUFFIX = ".ome.zarr"
 COARSE_READ_PX = 2048
-"""Side of the pieces in which an image is read for its tissue mask."""
+"""Side of the pieces in which an image is read for its tissue mask or its picture."""
 RGB_SHARE, MASK_SHARE, PYRAMID = 0.85, 0.05, 4 / 3
 """Bytes on disk per byte of pixels, on the safe side of what real slides gave, and for all levels."""
 _NOT_DECISIVE = {"readers", "device"}
@@ -204,6 +204,13 @@ def make_executor(job: Job, plan: StorePlan, predictor: NetworkPredictor) -> Win
     return Windowed(predictor, window_plan(job), taper=job.config.taper, batch=job.config.batch)
 
 
+def coarse_plan(choice: LevelChoice) -> WindowPlan:
+    """Pieces of a coarse grid, each made from about COARSE_READ_PX pixels a side of the level read."""
+    shape, from_shape = choice.geometry.shape, choice.level.geometry.shape
+    side = tuple(max(16, COARSE_READ_PX * n // m) for n, m in zip(shape, from_shape, strict=True))
+    return WindowPlan(shape=shape, core=side, halo=(0,) * len(shape))
+
+
 def detect_tissue(job: Job, *, progress: Progress = no_progress) -> TissueMask:
     """Tissue of a slide on its fixed coarse grid, read piece by piece."""
     finest = max(job.source.geometry.spacing)
@@ -211,12 +218,9 @@ def detect_tissue(job: Job, *, progress: Progress = no_progress) -> TissueMask:
     choice = choose_level(job.source, spacing=spacing)
     coarse = at_level(choice, choice.level)
     shape = choice.geometry.shape
-    side = tuple(
-        max(16, COARSE_READ_PX * n // m) for n, m in zip(shape, choice.level.geometry.shape, strict=True)
-    )
     rgb = np.empty((3, *shape), np.uint8)
     valid = np.empty(shape, bool)
-    plan = WindowPlan(shape=shape, core=side, halo=(0,) * len(shape))
+    plan = coarse_plan(choice)
     for window in progress(plan.windows(), total=len(plan), what=f"{job.request.case} tissue"):
         pixels = coarse.read(window.core)
         rgb[(slice(None), *window.core)] = pixels.values

@@ -21,7 +21,7 @@ from wsiseg.geometry import Geometry
 from wsiseg.metrics import ConfusionMatrix, Scores, score
 from wsiseg.models.registry import DEFAULT_MODELS, load_card
 from wsiseg.overlay import draw_overlay
-from wsiseg.prepare import Job, Request, estimated_bytes
+from wsiseg.prepare import Job, Request, coarse_plan, estimated_bytes
 from wsiseg.report import Report, Stopwatch, VoidReport, class_areas, versions
 from wsiseg.resample import sample
 from wsiseg.sources import Source
@@ -259,10 +259,8 @@ def _thumbnail(source: Source, grid: Geometry) -> NDArray[np.uint8]:
     spacing = max(grid.spacing)
     choice = choose_level(source, spacing=spacing, allow_upsampling=True)
     coarse = at_level(choice, choice.level)
-    shape = choice.geometry.shape
-    picture = np.empty((*shape, 3), np.uint8)
-    side = tuple(max(16, 2048 * n // m) for n, m in zip(shape, choice.level.geometry.shape, strict=True))
-    for window in WindowPlan(shape=shape, core=side, halo=(0,) * len(shape)).windows():
+    picture = np.empty((*choice.geometry.shape, 3), np.uint8)
+    for window in coarse_plan(choice).windows():
         picture[window.core] = np.moveaxis(coarse.read(window.core).values, 0, -1)
     return sample(picture, (*grid.whole, slice(0, 3)), shape=(*grid.shape, 3), from_shape=picture.shape)
 
