@@ -1,32 +1,35 @@
-"""What a network's graph says about it: output stride and receptive field, derived, not measured.
+"""A network's own graph as layers that see fixed neighbourhoods, and what follows from it.
 
-The network is traced by `torch.fx`; then, for one output pixel, the interval of every feature map
-that it depends on is propagated backwards to the input, one axis at a time. (Araujo, Norris, Sim:
-Computing receptive fields of convolutional neural networks, Distill 2019, gives the same recursion
-for chains; here every phase of the output stride is followed, because up-sampling makes them differ.)
+The network is traced by `torch.fx`; what it computes is not defined a second time. (Receptive
+fields: Araujo, Norris, Sim: Computing receptive fields of convolutional neural networks, Distill
+2019, gives the recursion for chains; here every phase of the output stride is followed, because
+up-sampling makes them differ.)
 """
 
 from __future__ import annotations
 
 import math
-import operator
-from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
 from typing import Any
 
-import torch
 from torch import fx, nn
 
 from wsiseg.errors import ModelError
+from wsiseg.models.operations import Operation, Resize, Rows
+from wsiseg.models.supported import NotLocal, changes_input, of_function, of_module, splits
 
-Interval = tuple[int, int]  # first and last index, both included
+UPSAMPLING = {1: "linear", 2: "bilinear", 3: "trilinear"}
 
-_WINDOWED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d,
-             nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)  # fmt: skip
-_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-_POINTWISE = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.PReLU, nn.ReLU, nn.Identity, nn.Dropout)
-_JOIN = (operator.add, torch.add, torch.cat, torch.relu, operator.getitem)
+
+@dataclass(frozen=True)
+class Layer:
+    """One operation of a network; `inputs` are numbers of layers before it, layer 0 is the image."""
+
+    name: str
+    operation: Operation | None  # None: the image
+    inputs: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -42,124 +45,103 @@ class Reach:
         return self.before + 1 + self.after
 
 
-def _axis(value: Any, axis: int) -> int:
-    return int(value[axis]) if isinstance(value, tuple) else int(value)
-
-
-def _dependencies(module: nn.Module, axis: int) -> Callable[[Interval], Interval] | None:
-    """The map from an interval of the module's output to that of its input; None: not local."""
-    if isinstance(module, _POINTWISE):
-        return lambda out: out
-    if isinstance(module, _WINDOWED):
-        k, s, p = (_axis(v, axis) for v in (module.kernel_size, module.stride, module.padding))
-        reach = _axis(getattr(module, "dilation", 1), axis) * (k - 1)
-        return lambda out: (out[0] * s - p, out[1] * s - p + reach)
-    if isinstance(module, _TRANSPOSED):
-        k, s, p, d = (
-            _axis(v, axis) for v in (module.kernel_size, module.stride, module.padding, module.dilation)
-        )
-        return lambda out: (-((d * (k - 1) - out[0] - p) // s), (out[1] + p) // s)
-    if isinstance(module, nn.Upsample) and module.mode in ("linear", "bilinear", "trilinear"):
-        if module.align_corners or module.scale_factor is None:
-            return None  # depends on the image's size
-        factor = _axis(module.scale_factor, axis)
-        # Pixel centres: output o lies at (o + 0.5) / factor - 0.5, between two input pixels.
-        return lambda out: (
-            math.floor(Fraction(2 * out[0] + 1, 2 * factor) - Fraction(1, 2)),
-            math.ceil(Fraction(2 * out[1] + 1, 2 * factor) - Fraction(1, 2)),
-        )
-    return None
-
-
-def _scale(module: nn.Module) -> Fraction:
-    """Input pixels per output pixel of a module."""
-    if isinstance(module, _WINDOWED):
-        return Fraction(_axis(module.stride, 0))
-    if isinstance(module, _TRANSPOSED):
-        return Fraction(1, _axis(module.stride, 0))
-    if isinstance(module, nn.Upsample) and module.scale_factor is not None:
-        return Fraction(1, _axis(module.scale_factor, 0))
-    return Fraction(1)
-
-
 class NetworkGraph:
-    """The local dependencies of a fully convolutional network.
+    """The layers of a fully convolutional network, in an order in which they can be computed.
 
-    Raises ModelError for an operation whose output depends on more than a fixed neighbourhood, with
-    its layer's name.
+    `enlarge` adds an up-sampling of the first output by that factor (pixel centres aligned, as
+    `align_corners=False`). Raises ModelError for an operation that sees more than a fixed
+    neighbourhood, with its layer's name.
     """
 
-    def __init__(self, network: nn.Module) -> None:
-        self._traced = fx.symbolic_trace(network)
-        self._modules = dict(self._traced.named_modules())
-        self._scales = self._check()
+    def __init__(self, network: nn.Module, *, enlarge: int = 1, ndim: int = 2) -> None:
+        try:
+            traced = fx.symbolic_trace(network)
+        except (fx.proxy.TraceError, TypeError, NotImplementedError, RuntimeError) as err:
+            reason = str(err).strip().splitlines()[0]
+            raise ModelError(f"{type(network).__name__}.forward cannot be followed: {reason}") from None
+        self.layers, self.outputs = _layers(traced)
+        if enlarge > 1:
+            self._append_resize(enlarge, ndim)
+        self.scales = tuple(self._scales(axis=0))
 
-    def _check(self) -> dict[fx.Node, Fraction]:
-        """Input pixels per pixel of every node."""
-        scales: dict[fx.Node, Fraction] = {}
-        for node in self._traced.graph.nodes:
-            inputs = node.all_input_nodes
-            known = {scales[i] for i in inputs}
-            scale = max(known, default=Fraction(1))
-            if node.op == "call_module":
-                module = self._modules[str(node.target)]
-                if _dependencies(module, 0) is None:
-                    raise ModelError(
-                        f"layer {node.target!r} ({type(module).__name__}) sees more than a fixed "
-                        "neighbourhood, so no exact receptive field exists; use windows with taper"
-                    )
-                scale *= _scale(module)
-            elif node.op == "call_function" and node.target not in _JOIN:
-                raise ModelError(
-                    f"operation {node.name!r} is not known to be local, so no exact receptive field "
-                    "can be derived; use windows with taper"
-                )
-            scales[node] = scale
+    def _append_resize(self, factor: int, ndim: int) -> None:
+        resize = partial(
+            nn.functional.interpolate, scale_factor=factor, mode=UPSAMPLING[ndim], align_corners=False
+        )
+        layer = Layer("enlarge", Resize(resize, factor, linear=True), (self.outputs[0],))
+        self.outputs = (len(self.layers), *self.outputs[1:])
+        self.layers = (*self.layers, layer)
+
+    def _scales(self, *, axis: int) -> list[Fraction]:
+        """Pixels of the image per pixel of every layer."""
+        scales: list[Fraction] = []
+        for layer in self.layers:
+            scale = max((scales[i] for i in layer.inputs), default=Fraction(1))
+            scales.append(scale * layer.operation.scale(axis) if layer.operation else scale)
         return scales
 
     @property
     def output_stride(self) -> int:
-        """Input pixels after which the network's grid of features repeats."""
-        return math.lcm(*(s.numerator for s in self._scales.values()))
+        """Pixels of the image after which the network's grid of features repeats."""
+        return math.lcm(*(s.numerator for s in self.scales))
 
     @property
     def output_scale(self) -> int:
-        """Input pixels per output pixel."""
-        (output,) = (n for n in self._traced.graph.nodes if n.op == "output")
-        scale = self._scales[output]
+        """Pixels of the image per pixel of the (first) output."""
+        scale = self.scales[self.outputs[0]]
         if scale.denominator != 1:
             raise ModelError(f"the network enlarges its input {1 / scale} times; at most 1 is supported")
         return int(scale)
 
-    def _input_interval(self, output_index: int, axis: int) -> Interval:
-        wanted: dict[fx.Node, Interval] = {}
+    def shapes(self, shape: tuple[int, ...], *, channels: int) -> list[tuple[int, ...]]:
+        """Shape (C, *axes) of every layer for an image of `shape`.
 
-        def want(node: fx.Node, interval: Interval) -> None:
-            old = wanted.get(node, interval)
-            wanted[node] = (min(old[0], interval[0]), max(old[1], interval[1]))
-
-        for node in reversed(self._traced.graph.nodes):
-            if node.op == "output":
-                wanted[node] = (output_index, output_index)
-            if node.op == "placeholder" or node not in wanted:
+        Raises ModelError where the network cannot take an image of that size.
+        """
+        found: list[tuple[int, ...]] = []
+        for layer in self.layers:
+            if layer.operation is None:
+                found.append((channels, *shape))
                 continue
-            needed = wanted[node]
-            if node.op == "call_module":
-                back = _dependencies(self._modules[str(node.target)], axis)
-                assert back is not None  # _check refused the others
-                needed = back(needed)
-            for source in node.all_input_nodes:
-                want(source, needed)
-        (image,) = (n for n in self._traced.graph.nodes if n.op == "placeholder")
-        return wanted[image]
+            counts, axes = [found[i][0] for i in layer.inputs], {found[i][1:] for i in layer.inputs}
+            if len(axes) > 1:
+                sizes = " and ".join(str(a) for a in sorted(axes))
+                raise ModelError(
+                    f"layer {layer.name!r} would join features of {sizes} for an image of {shape}"
+                )
+            size = layer.operation.size
+            made = tuple(size(n, axis) for axis, n in enumerate(axes.pop()))
+            if min(made) < 1:
+                raise ModelError(f"layer {layer.name!r} leaves nothing of an image of {shape} pixels")
+            found.append((layer.operation.channels(counts), *made))
+        return found
+
+    def needed(self, out: Rows, *, axis: int = 0, clip: list[int] | None = None) -> list[Rows | None]:
+        """The rows of every layer that rows `out` of the first output depend on; None: none.
+
+        With `clip`, the height of every layer, rows outside the image are left out.
+        """
+        wanted: list[Rows | None] = [None] * len(self.layers)
+        wanted[self.outputs[0]] = out
+        for number in range(len(self.layers) - 1, 0, -1):
+            rows, layer = wanted[number], self.layers[number]
+            if rows is None or layer.operation is None:
+                continue
+            first, stop = layer.operation.needs(rows, axis)
+            for i in layer.inputs:
+                own = (first, stop) if clip is None else inside((first, stop), clip[i])
+                old = wanted[i] or own
+                wanted[i] = (min(old[0], own[0]), max(old[1], own[1]))
+        return wanted
 
     def phase_reach(self, phase: int, *, axis: int) -> Reach:
-        """Exact reach of the output pixels at `phase` modulo the output stride (input pixels)."""
+        """Exact reach of the output pixels at `phase` modulo the output stride (pixels of the image)."""
         scale = self.output_scale
         index = 1000 * self.output_stride // scale + phase
-        first, last = self._input_interval(index, axis)
+        rows = self.needed((index, index + 1), axis=axis)[0]
+        assert rows is not None  # a network that ignores its image has no layers
         # An output pixel coarser than the input is held to start at its first input pixel.
-        return Reach(before=index * scale - first, after=last - index * scale)
+        return Reach(before=index * scale - rows[0], after=rows[1] - 1 - index * scale)
 
     def reach(self, *, axis: int) -> Reach:
         """The largest reach over all phases of the output stride."""
@@ -172,3 +154,83 @@ class NetworkGraph:
         reach = self.reach(axis=axis)
         stride = self.output_stride
         return -(-max(reach.before, reach.after) // stride) * stride
+
+
+def inside(rows: Rows, height: int) -> Rows:
+    """The part of some rows inside the image, at least one row."""
+    first = min(max(rows[0], 0), height - 1)
+    return first, max(min(rows[1], height), first + 1)
+
+
+def _layers(traced: fx.GraphModule) -> tuple[tuple[Layer, ...], tuple[int, ...]]:
+    """Layers, and which of them are outputs."""
+    modules = dict(traced.named_modules())
+    layers: list[Layer] = []
+    number: dict[fx.Node, int] = {}
+    constants: dict[fx.Node, Any] = {}
+    outputs: tuple[int, ...] = ()
+    for node in traced.graph.nodes:
+        if node.op == "output":
+            outputs = tuple(number[n] for n in node.all_input_nodes)
+            continue
+        if node.op == "get_attr":
+            constants[node] = _attribute(traced, str(node.target))
+            continue
+        if node.op == "placeholder":
+            if layers:
+                raise ModelError(f"the network takes more than an image: {node.name!r}")
+            layer = Layer(node.name, None)
+        else:
+            name, operation = _operation(node, modules, constants)
+            if operation is None:  # several tensors at once: what picks one of them is a layer
+                continue
+            sources = dict.fromkeys(_tensors(node, constants))
+            layer = Layer(name, operation, tuple(number[n] for n in sources))
+        number[node] = len(layers)
+        layers.append(layer)
+    return tuple(layers), outputs
+
+
+def _tensors(node: fx.Node, constants: dict[fx.Node, Any]) -> list[fx.Node]:
+    """The nodes that a layer reads, seen through the ones that only split."""
+    return [
+        s
+        for n in node.all_input_nodes
+        if n not in constants
+        for s in (n.all_input_nodes if splits(n) else [n])
+    ]
+
+
+def _attribute(traced: fx.GraphModule, target: str) -> Any:
+    value: Any = traced
+    for part in target.split("."):
+        value = getattr(value, part)
+    return value
+
+
+def _check_in_place(node: fx.Node, *, changed: bool) -> None:
+    """Rows are never changed in place here, so nobody may read them afterwards."""
+    later = [user for n in node.all_input_nodes[:1] for user in n.users if user is not node and node < user]
+    if changed and later:
+        raise NotLocal(f"changes its input in place, which {later[0].name!r} reads afterwards")
+
+
+def _operation(
+    node: fx.Node, modules: dict[str, nn.Module], constants: dict[fx.Node, Any]
+) -> tuple[str, Operation | None]:
+    """Name and operation of a node. Raises ModelError with the layer's name."""
+    name, kind = node.name, node.name
+    try:
+        if node.op == "call_module":
+            name = str(node.target)
+            module = modules[name]
+            kind = type(module).__name__
+            _check_in_place(node, changed=changes_input(module))
+            return name, of_module(module)
+        if splits(node):
+            return name, None
+        kind = str(getattr(node.target, "__name__", node.target))
+        _check_in_place(node, changed=changes_input(node))
+        return name, of_function(node, constants)
+    except NotLocal as err:
+        raise ModelError(f"layer {name!r} ({kind}) {err}") from None

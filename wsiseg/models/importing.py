@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 from torch import nn
@@ -64,11 +65,12 @@ def import_checkpoint(checkpoint: Path, card: Path) -> ModelCard:
 
 def window_spec(network: nn.Module) -> WindowSpec:
     """What the network's graph says about windows; the default halo is left to be measured."""
+    network = copy.deepcopy(network).eval()  # norms are local in evaluation only
     graph = NetworkGraph(network)
     scale = graph.output_scale
     if scale > 1:
         # Scores are enlarged to the input's grid, which takes in their neighbours too.
-        graph = NetworkGraph(nn.Sequential(network, nn.Upsample(scale_factor=scale, mode="bilinear")))
+        graph = NetworkGraph(network, enlarge=scale)
     reach = graph.reach(axis=0)
     return WindowSpec(
         output_stride=graph.output_stride,
