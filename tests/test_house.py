@@ -21,7 +21,7 @@ LAYERS = [
     {"windows", "tissue", "metrics", "manifest", "resample", "files"},
     {"sources", "preprocess", "plan", "store", "ngff", "pyramid", "models", "annotations"},
     {"predict", "execute", "overlay"},
-    {"prepare", "pipeline", "results", "report", "training", "demo"},
+    {"prepare", "execution", "pipeline", "results", "report", "training", "demo"},
     {"cli", "display", "prefect_plugin", "__main__"},
 ]
 ROOMS = {
@@ -30,7 +30,7 @@ ROOMS = {
     "PIL": {"sources", "pipeline"},
     "zarr": {"sources", "store", "pyramid"},
     "ome_zarr_models": {"ngff"},
-    "torch": {"models", "preprocess", "predict", "execute", "prepare", "training"},
+    "torch": {"models", "preprocess", "predict", "execute", "execution", "training"},
     "safetensors": {"models"},
     "shapely": {"annotations"},
     "skimage": {"tissue", "annotations", "training"},
@@ -138,8 +138,8 @@ def test_the_command_line_is_this() -> None:
         "info": {"input", "--mpp", "--json"},
         "segment": {
             "inputs", "--out", "--model", "--annotations", "--region", "--device", "--mpp", "--executor",
-            "--taper", "--exact", "--image", "--no-tissue-filter", "--allow-upsampling", "--config",
-            "--overwrite", "--json",
+            "--memory", "--taper", "--exact", "--image", "--no-tissue-filter", "--allow-upsampling",
+            "--config", "--overwrite", "--json",
         },
         "evaluate": {"--prediction", "--truth", "--out", "--model", "--json"},
         "verify": {"store", "--json"},

@@ -37,6 +37,7 @@ class ExecutorName(StrEnum):
     """How rows are computed."""
 
     auto = "auto"
+    streaming = "streaming"
     windowed = "windowed"
 
 
@@ -78,7 +79,8 @@ def segment(
     region: Annotated[Path | None, typer.Option(help="GeoJSON: segment inside its polygons only.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")] = None,
     mpp: Annotated[float | None, typer.Option(help="Level-0 pixel size in µm; overrides the file's.")] = None,
-    executor: Annotated[ExecutorName | None, typer.Option(help="How rows are computed.")] = None,
+    executor: Annotated[ExecutorName | None, typer.Option(help="One exact pass, or windows.")] = None,
+    memory: Annotated[int | None, typer.Option(metavar="MB", help="What streaming may take.")] = None,
     taper: Annotated[
         int | None, typer.Option(help="Half-width of the cross-fade over core borders, pixels.")
     ] = None,
@@ -122,6 +124,7 @@ def segment(
                 device=device,
                 mpp=mpp,
                 executor=executor and executor.value,
+                memory=memory,
                 taper=taper,
                 exact=exact,
                 image=image and image.value,

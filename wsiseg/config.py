@@ -19,7 +19,11 @@ class SegmentConfig(BaseModel):
 
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
     mpp: float | None = Field(None, gt=0, description="level-0 pixel size in µm, overrides the file")
-    executor: Literal["auto", "windowed"] = Field("auto", description="how rows are computed")
+    executor: Literal["auto", "streaming", "windowed"] = Field(
+        "auto",
+        description="how rows are computed: in one exact pass, in windows, or whichever the model allows",
+    )
+    memory: int | None = Field(None, gt=0, description="memory that streaming may take, MB")
     image: Literal["full", "model", "none"] = Field(
         "full", description="stored image: level 0, the model's resolution, or none"
     )

@@ -84,11 +84,19 @@ def print_scores(scores: Scores) -> None:
     )
 
 
+def _how(report: Report) -> str:
+    execution = report.execution
+    if execution["executor"] == "streaming":
+        return f"one exact pass in bands of {execution['band']} rows"
+    return f"windows of {execution['core'][0]} + 2 x {execution['halo'][0]} pixels"
+
+
 def print_report(report: Report) -> None:
     """Areas, remarks and where the files are."""
     console = _console()
     size = " x ".join(map(str, report.mask_shape))
     console.print(f"{report.case}: {report.status}, mask of {size} pixels, model {report.model['name']}")
+    console.print(f"{_how(report)}: {100 * report.work.repeated_share:.3g} % of the pixels computed again")
     table = Table("class", "area mm²", "share")
     for c in report.classes:
         if c.pixels:

@@ -15,16 +15,16 @@ from PIL import Image
 from wsiseg.classes import VOID
 from wsiseg.config import make_config
 from wsiseg.execute.base import to_level0
+from wsiseg.execution import make_executor
 from wsiseg.geometry import Region
+from wsiseg.models.registry import load_network
 from wsiseg.plan import plan_of
-from wsiseg.predict import keep_memory, load_predictor
+from wsiseg.predict import keep_memory, load_predictor, use_threads
 from wsiseg.prepare import (
     Job,
     Request,
-    check_model,
     check_space,
     detect_tissue,
-    make_executor,
     open_job,
     store_plan,
     wanted_regions,
@@ -77,7 +77,7 @@ def segment(
         logger.info("%s: the result will take about %.2f GB", request.case, needed / 1e9)
     plan = store_plan(job, recorded)
     if recorded is None:
-        check_model(job)  # nothing is begun, or overwritten, that could not be carried through
+        load_network(job.model)  # nothing is begun, or overwritten, that could not be carried through
         remove_stale(request)
     store = CaseStore.create_or_resume(request.store, plan, overwrite=overwrite)
     if store.completion() is not None:
@@ -100,15 +100,17 @@ def _segment_rows(
     with ExitStack() as stack, watch.stage("segment"):
         views = Views(job, stack)
         wanted = wanted_regions(job, tissue)
-        predictor = load_predictor(job.model, store.plan.execution["device_name"])
+        execution = store.plan.execution
+        use_threads(execution["threads"])
+        predictor = load_predictor(job.model, execution["device_name"])
         stats = _stats(job, store, views, wanted)
-        executor = make_executor(job, store.plan, predictor.for_case(stats))
         shape, from_shape = store.plan.shape, job.choice.geometry.shape
+        executor = make_executor(execution, predictor.for_case(stats), job.config, from_shape)
         first_row = pending[0].rows.start * from_shape[0] // shape[0]
         rows = executor.run(views.model, first_row=first_row, wanted=wanted)
         masks = to_level0(rows, pending, shape=shape, from_shape=from_shape)
         for slab, mask in progress(masks, total=len(pending), what=job.request.case):
-            record = finish_mask(mask, slab, job=job, tissue=tissue)
+            record = finish_mask(mask, slab, job=job, tissue=tissue) | executor.work.take()
             with watch.stage("write"):
                 pieces = store.image_slabs(slab)
                 image = [store.write_image(p, views.image_rows(p)) for p in pieces]

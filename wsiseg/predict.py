@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import ctypes.util
+import os
 import platform
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,10 +18,10 @@ from torch.nn import functional
 
 from wsiseg.errors import UsageError
 from wsiseg.models.card import ModelCard
+from wsiseg.models.graph import UPSAMPLING
 from wsiseg.models.registry import load_card, load_network
 from wsiseg.preprocess import CaseStats, apply
 
-UPSAMPLING = {1: "linear", 2: "bilinear", 3: "trilinear"}
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h of the GNU C library
 
 
@@ -53,25 +54,33 @@ class NetworkPredictor:
         self.device = device
         self._stats = stats
         self._format = torch.channels_last_3d if card.axes == "zyx" else torch.channels_last
-        self._network = network.to(device).to(memory_format=self._format)  # type: ignore[call-overload]
+        self.network = network.to(device).to(memory_format=self._format)  # type: ignore[call-overload]
 
     def for_case(self, stats: CaseStats | None) -> NetworkPredictor:
         """The same network with the statistics of another case."""
-        return NetworkPredictor(self.card, self._network, device=self.device, stats=stats)
+        return NetworkPredictor(self.card, self.network, device=self.device, stats=stats)
+
+    def inputs(self, pixels: Tensor) -> Tensor:
+        """What the network takes (B, C, *window), from pixels uint8 on its device."""
+        return apply(pixels, self._stats, self.card.preprocessing).contiguous(memory_format=self._format)
+
+    def scores(self, inputs: Tensor) -> Tensor:
+        """Scores (B, K, *window) on the grid of the inputs."""
+        scores = self.network(inputs)  # (B, K, *window / scale)
+        if isinstance(scores, tuple):
+            scores = scores[0]  # what a network returns besides is not for the mask
+        if self.card.windows.output_scale == 1:
+            return torch.as_tensor(scores)
+        return functional.interpolate(
+            scores,
+            scale_factor=self.card.windows.output_scale,
+            mode=UPSAMPLING[len(self.card.axes)],
+            align_corners=False,
+        )
 
     def __call__(self, images: NDArray[np.uint8]) -> Outputs:
         with torch.inference_mode():
-            pixels = torch.from_numpy(images).to(self.device)
-            inputs = apply(pixels, self._stats, self.card.preprocessing)  # (B, C, *window)
-            scores = self._network(inputs.contiguous(memory_format=self._format))  # (B, K, *window / scale)
-            if self.card.windows.output_scale > 1:
-                scores = functional.interpolate(
-                    scores,
-                    scale_factor=self.card.windows.output_scale,
-                    mode=UPSAMPLING[len(self.card.axes)],
-                    align_corners=False,
-                )
-        return Outputs(scores)
+            return Outputs(self.scores(self.inputs(torch.from_numpy(images).to(self.device))))
 
 
 def pick_device(name: str) -> torch.device:
@@ -106,6 +115,26 @@ def keep_memory() -> None:
     libc = ctypes.CDLL(ctypes.util.find_library("c"))
     libc.mallopt(_M_MMAP_THRESHOLD, 1 << 30)
     libc.mallopt(_M_TRIM_THRESHOLD, 1 << 30)
+
+
+def use_threads(count: int | None) -> None:
+    """Give the network so many threads of the CPU; None on a GPU."""
+    if count is not None:
+        torch.set_num_threads(count)
+
+
+def free_memory_bytes(device: torch.device) -> int:
+    """Memory that is free on a device; for the CPU what the machine has, or its container may use."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    known, limit = Path("/proc/meminfo"), Path("/sys/fs/cgroup/memory.max")
+    if known.is_file():
+        entries = (line.split() for line in known.read_text().splitlines())
+        free = next((int(e[1]) * 1024 for e in entries if e[0] == "MemAvailable:"), free)
+    if limit.is_file() and (text := limit.read_text().strip()) != "max":
+        free = min(free, int(text))
+    return free
 
 
 def execution_record(device: torch.device) -> dict[str, Any]:

@@ -10,31 +10,30 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from wsiseg.annotations import Labels, open_truth, polygon_region
 from wsiseg.annotations.geojson import PolygonLabels
 from wsiseg.config import SegmentConfig
 from wsiseg.errors import StoreError, UsageError
-from wsiseg.execute.windowed import Windowed, one_window_shape, window_settings
+from wsiseg.execution import choose_execution
 from wsiseg.files import fingerprint
 from wsiseg.geometry import Region
 from wsiseg.models.card import ModelCard
-from wsiseg.models.registry import DEFAULT_MODELS, load_card, load_network
+from wsiseg.models.registry import DEFAULT_MODELS, load_card
 from wsiseg.plan import StorePlan
-from wsiseg.predict import NetworkPredictor, execution_record, pick_device
+from wsiseg.predict import execution_record, pick_device
 from wsiseg.progress import Progress, no_progress
 from wsiseg.sources import Source, open_source
 from wsiseg.sources.resampled import LevelChoice, at_level, choose_level
 from wsiseg.tissue import TissueMask, tissue_mask
-from wsiseg.windows import WindowPlan, check_taper
+from wsiseg.windows import WindowPlan
 
 SUFFIX = ".ome.zarr"
 COARSE_READ_PX = 2048
 """Side of the pieces in which an image is read for its tissue mask or its picture."""
 RGB_SHARE, MASK_SHARE, PYRAMID = 0.85, 0.05, 4 / 3
 """Bytes on disk per byte of pixels, on the safe side of what real slides gave, and for all levels."""
-_NOT_DECISIVE = {"readers", "device"}
+_NOT_DECISIVE = {"readers", "device", "memory"}
 
 
 def case_name(path: Path) -> str:
@@ -133,35 +132,18 @@ def open_job(request: Request) -> Job:
     return Job(request, source, card, model, choice, region, truth, inputs)
 
 
-def window_plan(job: Job) -> WindowPlan:
-    """Windows on the model's grid. Raises UsageError where core or halo do not suit the network."""
-    windows, config = job.card.windows, job.config
-    shape = job.choice.geometry.shape
-    halo = config.halo
-    if config.exact:
-        if halo is not None and halo < windows.exact_halo:
-            raise UsageError(f"--exact needs a halo of {windows.exact_halo} pixels, {halo} was asked for")
-        halo = halo or windows.exact_halo
-    elif halo is None:
-        # Not measured: only the exact one is known to be enough.
-        halo = windows.exact_halo if windows.halo is None else windows.halo
-    core = one_window_shape(shape, core=config.core or windows.core, stride=windows.output_stride)
-    try:
-        return WindowPlan(shape=shape, core=core, halo=(halo,) * len(shape), stride=windows.output_stride)
-    except ValueError as err:
-        raise UsageError(str(err)) from None
-
-
 def store_plan(job: Job, recorded: StorePlan | None) -> StorePlan:
     """What decides the bytes of the result; what was left open is taken over from a plan begun before."""
     config, geometry = job.config, job.source.geometry
     before = recorded.execution if recorded else {}
     device = pick_device(before.get("device_name", "auto") if config.device == "auto" else config.device)
     threads = config.threads or before.get("threads") or len(os.sched_getaffinity(0))
-    windows = window_plan(job)
-    ratio = geometry.shape[0] / job.choice.geometry.shape[0]
+    model_grid = job.choice.geometry.shape
+    chosen = choose_execution(job.card, config, model_grid, device=device, before=before)
+    ratio = geometry.shape[0] / model_grid[0]
     # About one row of windows: nothing is computed for a slab that is not written with it.
-    rows = config.slab or max(1, round(min(windows.core[0] * ratio, 4096) / config.chunk)) * config.chunk
+    core = min(config.core or job.card.windows.core, model_grid[0])
+    rows = config.slab or max(1, round(min(core * ratio, 4096) / config.chunk)) * config.chunk
     if rows % config.chunk:
         raise UsageError(f"slab {rows} must be a multiple of chunk {config.chunk}")
     image = job.image_source
@@ -182,26 +164,10 @@ def store_plan(job: Job, recorded: StorePlan | None) -> StorePlan:
             "device_name": str(device),
             "precision": "float32",
             "threads": threads if device.type == "cpu" else None,
-            **window_settings(windows, taper=config.taper, batch=config.batch),
-            "model_grid": list(windows.shape),
+            **chosen,
+            "model_grid": list(model_grid),
         },
     )
-
-
-def check_model(job: Job) -> None:
-    """Raises ModelError where the weights are not the card's, UsageError where the taper does not fit."""
-    load_network(job.model)
-    try:
-        check_taper(window_plan(job), job.config.taper)
-    except ValueError as err:
-        raise UsageError(str(err)) from None
-
-
-def make_executor(job: Job, plan: StorePlan, predictor: NetworkPredictor) -> Windowed:
-    """The executor that a plan describes."""
-    if plan.execution["threads"] is not None:
-        torch.set_num_threads(plan.execution["threads"])
-    return Windowed(predictor, window_plan(job), taper=job.config.taper, batch=job.config.batch)
 
 
 def coarse_plan(choice: LevelChoice) -> WindowPlan:

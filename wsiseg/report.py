@@ -39,6 +39,16 @@ class VoidReport(BaseModel):
     outside_region_pixels: int
 
 
+class WorkReport(BaseModel):
+    """What went through the network, in pixels of the image at the model's pixel size."""
+
+    model_config = ConfigDict(frozen=True)
+
+    computed_pixels: int
+    repeated_pixels: int = Field(description="of these, the ones that had gone through before")
+    repeated_share: float = Field(description="repeated per pixel that went through once, 0 for streaming")
+
+
 class Report(BaseModel):
     """Everything worth knowing about a segmented case. Stored as JSON beside the mask."""
 
@@ -53,6 +63,7 @@ class Report(BaseModel):
     input: dict[str, Any]
     model: dict[str, Any]
     execution: dict[str, Any]
+    work: WorkReport
     settings: dict[str, Any]
     versions: dict[str, str]
     mask_shape: tuple[int, ...]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,7 +23,7 @@ from wsiseg.metrics import ConfusionMatrix, Scores, score
 from wsiseg.models.registry import DEFAULT_MODELS, load_card
 from wsiseg.overlay import draw_overlay
 from wsiseg.prepare import Job, Request, coarse_plan, estimated_bytes
-from wsiseg.report import Report, Stopwatch, VoidReport, class_areas, versions
+from wsiseg.report import Report, Stopwatch, VoidReport, WorkReport, class_areas, versions
 from wsiseg.resample import sample
 from wsiseg.sources import Source
 from wsiseg.sources.base import Array
@@ -173,6 +174,7 @@ def make_report(job: Job, store: CaseStore, watch: Stopwatch, *, status: Any) ->
             "limits": list(job.card.limits),
         },
         execution=plan.execution,
+        work=_work(entries),
         settings={**job.config.model_dump(mode="json"), "region": plan.inputs["region"]},
         versions=versions(),
         mask_shape=plan.shape,
@@ -197,6 +199,14 @@ def make_report(job: Job, store: CaseStore, watch: Stopwatch, *, status: Any) ->
     return report
 
 
+def _work(entries: Sequence[dict[str, Any]]) -> WorkReport:
+    computed, repeated = (sum(entry.get(name, 0) for entry in entries) for name in ("computed", "repeated"))
+    once = computed - repeated
+    return WorkReport(
+        computed_pixels=computed, repeated_pixels=repeated, repeated_share=repeated / once if once else 0.0
+    )
+
+
 def _size(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
@@ -204,6 +214,7 @@ def _size(folder: Path) -> int:
 def _remarks(job: Job, store: CaseStore, *, unreadable: int, total: int) -> tuple[str, ...]:
     """What a user should know about this mask, in sentences."""
     remarks = []
+    execution = store.plan.execution
     if job.choice.remark:
         remarks.append(job.choice.remark)
     if (store.completion() or {}).get("tissue_share") == 0.0:
@@ -222,8 +233,11 @@ def _remarks(job: Job, store: CaseStore, *, unreadable: int, total: int) -> tupl
         )
     if job.card.spacing is not None and job.card.spacing.assumed:
         remarks.append("the pixel size of the model's training data was assumed, not stated")
-    if not job.config.exact and job.card.windows.halo is None:
+    windowed = execution["executor"] == "windowed"
+    if windowed and not job.config.exact and job.card.windows.halo is None:
         remarks.append("the model's halo was never measured, so the exact one was used")
+    if "reason" in execution:
+        remarks.append(f"windows were used instead of one exact pass: {execution['reason']}")
     return tuple(remarks)
 
 

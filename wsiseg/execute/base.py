@@ -29,11 +29,27 @@ class Rows:
     mask: NDArray[np.uint8]  # (rows, ...)
 
 
+@dataclass
+class Work:
+    """Pixels of the image that went through the network, and how many of them not for the first time."""
+
+    computed: int = 0
+    repeated: int = 0
+
+    def take(self) -> dict[str, int]:
+        """What was counted since the last call, for the ledger."""
+        taken = {"computed": self.computed, "repeated": self.repeated}
+        self.computed = self.repeated = 0
+        return taken
+
+
 class Executor(Protocol):
     """Rows of the image in, rows of the finished mask out."""
 
+    work: Work
+
     def first_row_read(self, row: int) -> int:
-        """The first row of the source that rows from `row` on are made from (may be negative)."""
+        """No row of the source above this one is read once all rows before `row` are there."""
         ...
 
     def run(self, source: CachedSource, *, first_row: int, wanted: Wanted) -> Iterator[Rows]:

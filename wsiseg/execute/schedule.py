@@ -30,6 +30,7 @@ class Schedule:
     shapes: tuple[tuple[int, ...], ...]  # (C, *axes) per layer
     delays: tuple[int, ...]
     holds: tuple[int, ...]
+    waits: tuple[bool, ...]
 
     @property
     def heights(self) -> list[int]:
@@ -51,11 +52,10 @@ class Schedule:
         fed = (row + 1 + self.delays[layer]) * self.graph.scales[layer]
         return max(0, math.ceil(fed / band) - 1)
 
-    def waits(self, layer: int) -> bool:
-        """True where rows are only kept until another input of an element-wise operation is there."""
-        layers = self.graph.layers
-        readers = [r for r in layers if layer in r.inputs]
-        return all(isinstance(r.operation, Pointwise) for r in readers)
+    def band_rows(self, layer: int, *, band: int) -> int:
+        """Rows of a layer in a band, away from the borders."""
+        scale = self.graph.scales[layer]
+        return -(-band * scale.denominator // scale.numerator)
 
     def row_elements(self, layer: int) -> int:
         """Numbers in one row of a layer."""
@@ -72,7 +72,16 @@ def make_schedule(graph: NetworkGraph, shape: tuple[int, ...], *, channels: int)
     delays = _earliest(graph)
     per_row = [count * math.prod(rest) for count, _, *rest in shapes]
     _postpone(graph, delays, per_row)
-    return Schedule(graph, tuple(shapes), tuple(delays), tuple(_holds(graph, delays)))
+    holds, waits = [0] * len(delays), [True] * len(delays)
+    for reader, layer in enumerate(graph.layers):
+        for source in layer.inputs:
+            hold = _hold(graph, delays, source=source, reader=reader)
+            assert layer.operation is not None
+            if layer.operation.needs((shapes[reader][1] - 1, shapes[reader][1]))[0] >= shapes[source][1]:
+                hold = max(hold, 1)
+            holds[source] = max(holds[source], hold)
+            waits[source] &= hold == 0 or isinstance(layer.operation, Pointwise)
+    return Schedule(graph, tuple(shapes), tuple(delays), tuple(holds), tuple(waits))
 
 
 def _earliest(graph: NetworkGraph) -> list[int]:
@@ -93,14 +102,6 @@ def _hold(graph: NetworkGraph, delays: list[int], *, source: int, reader: int) -
     there = int(fed / graph.scales[source]) - delays[source]
     next_row = int(fed / graph.scales[reader]) - delays[reader]
     return max(0, there - operation.needs((next_row, next_row + 1))[0])
-
-
-def _holds(graph: NetworkGraph, delays: list[int]) -> list[int]:
-    holds = [0] * len(delays)
-    for reader, layer in enumerate(graph.layers):
-        for source in layer.inputs:
-            holds[source] = max(holds[source], _hold(graph, delays, source=source, reader=reader))
-    return holds
 
 
 def _postpone(graph: NetworkGraph, delays: list[int], per_row: list[int]) -> None:
@@ -152,7 +153,36 @@ def _latest(graph: NetworkGraph, delays: list[int], number: int, readers: list[i
     return low
 
 
-def needed_rows(schedule: Schedule, out: Rows) -> list[Rows | None]:
-    """The rows of every layer, inside the image, on which rows `out` of the first output depend."""
+def needed_rows(schedule: Schedule, out: Rows, *, band: int) -> list[Rows | None]:
+    """The rows of every layer, inside the image, on which rows `out` of the first output depend.
+
+    A layer makes the rows of a band together, so that its last ones take with them what they are made of.
+    """
+
+    def to_end_of_band(layer: int, rows: Rows) -> Rows:
+        last = schedule.step_of(rows[1] - 1, layer, band=band)
+        return rows[0], max(rows[1], schedule.step(last, layer, band=band)[1])
+
     heights = schedule.heights
-    return schedule.graph.needed(inside(out, heights[schedule.graph.outputs[0]]), clip=heights)
+    whole = inside(out, heights[schedule.graph.outputs[0]])
+    return schedule.graph.needed(whole, clip=heights, widen=to_end_of_band)
+
+
+def memory_bytes(schedule: Schedule, *, band: int, element_bytes: int = 4) -> int:
+    """What a band takes at its peak: rows that are kept, and what is on the way between them."""
+    graph = schedule.graph
+    sizes, kept = [], 0
+    for number, (hold, waits) in enumerate(zip(schedule.holds, schedule.waits, strict=True)):
+        rows = schedule.band_rows(number, band=band)
+        row = schedule.row_elements(number)
+        own_memory = hold == 0 or waits
+        sizes.append(rows * row if own_memory else 0)
+        if hold:
+            kept += row * (hold + rows if waits else hold + rows * max(1, -(-hold // rows)))
+    last = {i: number for number, layer in enumerate(graph.layers) for i in layer.inputs}
+    alive = peak = 0
+    for number, layer in enumerate(graph.layers):
+        alive += sizes[number]
+        peak = max(peak, alive)
+        alive -= sum(sizes[i] for i in set(layer.inputs) if last[i] == number)
+    return (kept + peak) * element_bytes

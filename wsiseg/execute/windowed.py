@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -11,8 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from wsiseg.classes import VOID
-from wsiseg.execute.base import Rows, Wanted
-from wsiseg.geometry import region_shape, relative_to
+from wsiseg.execute.base import Rows, Wanted, Work
+from wsiseg.geometry import clip, region_shape, relative_to
 from wsiseg.predict import Predictor
 from wsiseg.sources.base import WHITE, all_true, channels_last
 from wsiseg.sources.cached import CachedSource
@@ -32,6 +33,7 @@ class Windowed:
         self._plan = plan
         self._taper = taper
         self._batch = batch
+        self.work = Work()
 
     def _first_number(self, row: int) -> int:
         # A row of windows reaches `taper` rows across its borders, so the one above may matter too.
@@ -70,6 +72,9 @@ class Windowed:
         """Fill a batch, up to its fixed size with background; returns the validity of each window."""
         valid = []
         for i, window in enumerate(group):
+            seen = math.prod(region_shape(clip(window.read, self._plan.shape)))
+            self.work.computed += seen
+            self.work.repeated += seen - math.prod(region_shape(window.core))
             pixels = source.read(window.read)
             into[i] = pixels.values
             valid.append(pixels.valid)

@@ -9,27 +9,18 @@ up-sampling makes them differ.)
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
-from typing import Any
 
-from torch import fx, nn
+from torch import nn
 
 from wsiseg.errors import ModelError
-from wsiseg.models.operations import Operation, Resize, Rows
-from wsiseg.models.supported import NotLocal, changes_input, of_function, of_module, splits
+from wsiseg.models.operations import Pointwise, Resize, Rows
+from wsiseg.models.tracing import Layer, trace
 
 UPSAMPLING = {1: "linear", 2: "bilinear", 3: "trilinear"}
-
-
-@dataclass(frozen=True)
-class Layer:
-    """One operation of a network; `inputs` are numbers of layers before it, layer 0 is the image."""
-
-    name: str
-    operation: Operation | None  # None: the image
-    inputs: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -54,12 +45,7 @@ class NetworkGraph:
     """
 
     def __init__(self, network: nn.Module, *, enlarge: int = 1, ndim: int = 2) -> None:
-        try:
-            traced = fx.symbolic_trace(network)
-        except (fx.proxy.TraceError, TypeError, NotImplementedError, RuntimeError) as err:
-            reason = str(err).strip().splitlines()[0]
-            raise ModelError(f"{type(network).__name__}.forward cannot be followed: {reason}") from None
-        self.layers, self.outputs = _layers(traced)
+        self.layers, self.outputs = trace(network)
         if enlarge > 1:
             self._append_resize(enlarge, ndim)
         self.scales = tuple(self._scales(axis=0))
@@ -76,7 +62,11 @@ class NetworkGraph:
         """Pixels of the image per pixel of every layer."""
         scales: list[Fraction] = []
         for layer in self.layers:
-            scale = max((scales[i] for i in layer.inputs), default=Fraction(1))
+            found = {scales[i] for i in layer.inputs}
+            if len(found) > 1:
+                sizes = " and ".join(str(s) for s in sorted(found))
+                raise ModelError(f"layer {layer.name!r} would join features of scales {sizes}")
+            scale = found.pop() if found else Fraction(1)
             scales.append(scale * layer.operation.scale(axis) if layer.operation else scale)
         return scales
 
@@ -109,6 +99,9 @@ class NetworkGraph:
                 raise ModelError(
                     f"layer {layer.name!r} would join features of {sizes} for an image of {shape}"
                 )
+            constant = layer.operation.constant_axes if isinstance(layer.operation, Pointwise) else None
+            if constant not in (None, len(shape)):
+                raise ModelError(f"layer {layer.name!r} joins a constant of {constant} axes to {len(shape)}")
             size = layer.operation.size
             made = tuple(size(n, axis) for axis, n in enumerate(axes.pop()))
             if min(made) < 1:
@@ -116,16 +109,34 @@ class NetworkGraph:
             found.append((layer.operation.channels(counts), *made))
         return found
 
-    def needed(self, out: Rows, *, axis: int = 0, clip: list[int] | None = None) -> list[Rows | None]:
+    def needed(
+        self,
+        out: Rows,
+        *,
+        axis: int = 0,
+        clip: list[int] | None = None,
+        widen: Callable[[int, Rows], Rows] | None = None,
+    ) -> list[Rows | None]:
         """The rows of every layer that rows `out` of the first output depend on; None: none.
 
-        With `clip`, the height of every layer, rows outside the image are left out.
+        With `clip`, the height of every layer, rows outside the image are left out, and the other
+        outputs count too, with the rows that lie beside those. `widen(layer, rows)` may ask for more.
         """
         wanted: list[Rows | None] = [None] * len(self.layers)
-        wanted[self.outputs[0]] = out
-        for number in range(len(self.layers) - 1, 0, -1):
+        for output in self.outputs if clip else self.outputs[:1]:
+            ratio = self.scales[self.outputs[0]] / self.scales[output]
+            beside = math.floor(out[0] * ratio), math.ceil(out[1] * ratio)
+            if clip is not None:  # padding can make one output longer than the other
+                whole = out[1] == clip[self.outputs[0]]
+                beside = inside((beside[0], clip[output] if whole else beside[1]), clip[output])
+            wanted[output] = beside
+        for number in range(len(self.layers) - 1, -1, -1):
             rows, layer = wanted[number], self.layers[number]
-            if rows is None or layer.operation is None:
+            if rows is None:
+                continue
+            if widen is not None:
+                rows = wanted[number] = widen(number, rows)
+            if layer.operation is None:
                 continue
             first, stop = layer.operation.needs(rows, axis)
             for i in layer.inputs:
@@ -160,77 +171,3 @@ def inside(rows: Rows, height: int) -> Rows:
     """The part of some rows inside the image, at least one row."""
     first = min(max(rows[0], 0), height - 1)
     return first, max(min(rows[1], height), first + 1)
-
-
-def _layers(traced: fx.GraphModule) -> tuple[tuple[Layer, ...], tuple[int, ...]]:
-    """Layers, and which of them are outputs."""
-    modules = dict(traced.named_modules())
-    layers: list[Layer] = []
-    number: dict[fx.Node, int] = {}
-    constants: dict[fx.Node, Any] = {}
-    outputs: tuple[int, ...] = ()
-    for node in traced.graph.nodes:
-        if node.op == "output":
-            outputs = tuple(number[n] for n in node.all_input_nodes)
-            continue
-        if node.op == "get_attr":
-            constants[node] = _attribute(traced, str(node.target))
-            continue
-        if node.op == "placeholder":
-            if layers:
-                raise ModelError(f"the network takes more than an image: {node.name!r}")
-            layer = Layer(node.name, None)
-        else:
-            name, operation = _operation(node, modules, constants)
-            if operation is None:  # several tensors at once: what picks one of them is a layer
-                continue
-            sources = dict.fromkeys(_tensors(node, constants))
-            layer = Layer(name, operation, tuple(number[n] for n in sources))
-        number[node] = len(layers)
-        layers.append(layer)
-    return tuple(layers), outputs
-
-
-def _tensors(node: fx.Node, constants: dict[fx.Node, Any]) -> list[fx.Node]:
-    """The nodes that a layer reads, seen through the ones that only split."""
-    return [
-        s
-        for n in node.all_input_nodes
-        if n not in constants
-        for s in (n.all_input_nodes if splits(n) else [n])
-    ]
-
-
-def _attribute(traced: fx.GraphModule, target: str) -> Any:
-    value: Any = traced
-    for part in target.split("."):
-        value = getattr(value, part)
-    return value
-
-
-def _check_in_place(node: fx.Node, *, changed: bool) -> None:
-    """Rows are never changed in place here, so nobody may read them afterwards."""
-    later = [user for n in node.all_input_nodes[:1] for user in n.users if user is not node and node < user]
-    if changed and later:
-        raise NotLocal(f"changes its input in place, which {later[0].name!r} reads afterwards")
-
-
-def _operation(
-    node: fx.Node, modules: dict[str, nn.Module], constants: dict[fx.Node, Any]
-) -> tuple[str, Operation | None]:
-    """Name and operation of a node. Raises ModelError with the layer's name."""
-    name, kind = node.name, node.name
-    try:
-        if node.op == "call_module":
-            name = str(node.target)
-            module = modules[name]
-            kind = type(module).__name__
-            _check_in_place(node, changed=changes_input(module))
-            return name, of_module(module)
-        if splits(node):
-            return name, None
-        kind = str(getattr(node.target, "__name__", node.target))
-        _check_in_place(node, changed=changes_input(node))
-        return name, of_function(node, constants)
-    except NotLocal as err:
-        raise ModelError(f"layer {name!r} ({kind}) {err}") from None

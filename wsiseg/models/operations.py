@@ -72,6 +72,10 @@ class Pointwise:
     function: Callable[..., Tensor]
     count: Callable[[Sequence[int]], int] = max
     """Channels of the output from those of the inputs."""
+    into: Callable[..., object] | None = None
+    """The same with an argument `out`, where torch can write into memory that is there."""
+    constant_axes: int | None = None
+    """Spatial axes of a constant per channel that takes part."""
 
     def scale(self, axis: int) -> Fraction:
         return Fraction(1)
@@ -126,13 +130,17 @@ class Window:
     def delay(self, delay_in: int) -> int:
         # Of A image rows A/S - delay_in are there. The last row that they allow is
         # (A/S - delay_in - 1 + p - reach) // s, and A/S is a multiple of s.
-        s, p = at(self.stride, 0), at(self.padding, 0)
+        s, p = at(self.stride, 0), min(at(self.padding, 0), self._reach(0))
         return -((p - 1 - delay_in - self._reach(0)) // s) - 1
 
     def make(self, inputs: Sequence[Tensor], *, given: Rows, out: Rows, height: int) -> Tensor:
         (pixels,) = inputs
         first, stop = self.needs(out)
-        missing = (given[0] - first, stop - given[1])
+        start, end = min(max(first, given[0]), stop), max(min(stop, given[1]), first)
+        if start >= end:  # padding only
+            start, end = (first, first) if given[1] <= first else (stop, stop)
+        missing = (start - first, stop - end)
+        pixels = pixels.narrow(ROW_AXIS, 0, end - start)
         axes = pixels.ndim - 2
         if any(missing):
             # The border of this layer's own frame: zeros here, not what zeros in the image would become.
@@ -175,7 +183,7 @@ class Transposed:
         s, p = at(self.stride, axis), at(self.padding, axis)
         stop = (out[1] - 1 + p) // s + 1
         # A stride beyond the kernel leaves rows that no input reaches: one is asked for all the same.
-        return min(-((self._reach(axis) - out[0] - p) // s), stop - 1), stop
+        return min(-((self._reach(axis) - out[0] - p) // s), (out[0] + p) // s), stop
 
     def delay(self, delay_in: int) -> int:
         return at(self.stride, 0) * delay_in + at(self.padding, 0)

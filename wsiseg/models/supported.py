@@ -42,7 +42,7 @@ FUNCTIONS: dict[Any, Callable[..., Tensor]] = {
     )
 }  # fmt: skip
 FUNCTIONS |= {
-    operator.iadd: operator.add, operator.isub: operator.sub,
+    operator.add: torch.add, operator.iadd: torch.add, operator.isub: operator.sub,
     operator.imul: operator.mul, operator.itruediv: operator.truediv,
 }  # fmt: skip
 METHODS = {
@@ -88,6 +88,8 @@ def changes_input(called: nn.Module | fx.Node) -> bool:
 
 def of_module(module: nn.Module) -> Operation:
     """A module as an operation on rows. Raises NotLocal."""
+    if module._forward_hooks or module._forward_pre_hooks:
+        raise NotLocal("has hooks, which would not run; remove them (parametrisations: make them permanent)")
     for kinds, build in (
         (CONVOLUTIONS, _convolution),
         (TRANSPOSED, _transposed),
@@ -166,7 +168,14 @@ def _transposed(module: Any) -> Transposed:
     )
 
 
+def _plain(value: Any) -> PerAxis:
+    """A number, or one for every axis, as torch accepts them."""
+    values = tuple(value) if isinstance(value, Sequence) else (value,)
+    return values if len(values) > 1 else values[0]
+
+
 def _pool(module: Any) -> Window:
+    kernel, stride, padding = (_plain(v) for v in (module.kernel_size, module.stride, module.padding))
     if module.ceil_mode:
         raise NotLocal("rounds its size up (ceil_mode), which depends on the image's size")
     if type(module) in MAX_POOLS:
@@ -177,9 +186,7 @@ def _pool(module: Any) -> Window:
         def highest(pixels: Tensor, around: tuple[int, ...]) -> Tensor:
             return largest(pixels, module.kernel_size, module.stride, around, module.dilation)
 
-        return Window(
-            highest, module.kernel_size, module.stride, module.padding, module.dilation, outside=-torch.inf
-        )
+        return Window(highest, kernel, stride, padding, _plain(module.dilation), outside=-torch.inf)
     average = AVERAGE_POOLS[type(module)]
     divisor = () if isinstance(module, nn.AvgPool1d) else (getattr(module, "divisor_override", None),)
 
@@ -188,7 +195,7 @@ def _pool(module: Any) -> Window:
         return average(pixels, module.kernel_size, module.stride, around, *rest)
 
     by_area = not module.count_include_pad and divisor in ((), (None,))
-    return Window(mean, module.kernel_size, module.stride, module.padding, mean_of_inside=by_area)
+    return Window(mean, kernel, stride, padding, mean_of_inside=by_area)
 
 
 def _resize(module: Any) -> Resize:
@@ -209,6 +216,8 @@ def _resize(module: Any) -> Resize:
 def of_function(node: fx.Node, constants: dict[fx.Node, Any]) -> Operation:
     """A call of a function or method as an operation on rows. Raises NotLocal."""
     target = node.target
+    if target is not operator.getitem and any(splits(n) for n in node.all_input_nodes):
+        raise NotLocal("takes all parts of a tensor at once")
     if target is operator.getitem:
         return _picked(node)
     if target in FUNCTIONAL_POOLS:
@@ -218,12 +227,16 @@ def of_function(node: fx.Node, constants: dict[fx.Node, Any]) -> Operation:
         return of_module(kind(stride=stride, **given))
     if target is F.interpolate:
         given = _by_name(node, RESIZE_ARGUMENTS)
+        if isinstance(given.get("scale_factor"), list):
+            given["scale_factor"] = tuple(given["scale_factor"])
         return of_module(nn.Upsample(**{k: v for k, v in given.items() if k in RESIZE_ARGUMENTS}))
     if target is F.dropout and not _by_name(node, ("input", "p", "training")).get("training", True):
         return Pointwise(lambda pixels: pixels)
     if target in ALONG_CHANNELS:
         if _by_name(node, ("input", "dim")).get("dim") != 1:
             raise NotLocal("works along another axis than the channels")
+        if any(n in constants for n in node.all_input_nodes):
+            raise NotLocal("joins a constant")
         return _pointwise(node, target, constants)
     found = METHODS.get(str(target)) if node.op == "call_method" else FUNCTIONS.get(target)
     if found is None:
@@ -255,18 +268,28 @@ def _pointwise(node: fx.Node, function: Callable[..., Tensor], constants: dict[f
     sources = list(dict.fromkeys(n for n in node.all_input_nodes if n not in constants))
     kwargs = {name: value for name, value in node.kwargs.items() if name != "inplace"}
 
-    def call(*tensors: Tensor) -> Tensor:
+    def call(*tensors: Tensor, **more: Tensor) -> Tensor:
         values = constants | dict(zip(sources, tensors, strict=True))
         args, named = fx.map_arg((node.args, kwargs), values.__getitem__)
-        return function(*args, **named)
+        return function(*args, **named, **more)
+
+    used = [constants[n] for n in node.all_input_nodes if n in constants]
+    per_channel = [v for v in used if isinstance(v, Tensor) and v.ndim > 3]
+    wide = [v.shape[1] for v in per_channel]
 
     def count(channels: Sequence[int]) -> int:
         if function is not torch.cat:
-            return max(channels)
+            return max(*channels, *wide, 1)
         joined: Any = node.args[0] if node.args else node.kwargs["tensors"]
         return sum(channels[sources.index(n)] for n in joined)
 
-    return Pointwise(call, count)
+    joins = (
+        function in (torch.add, torch.cat)
+        and len(sources) > 1
+        and not constants.keys() & node.all_input_nodes
+    )
+    axes = per_channel[0].ndim - 2 if per_channel else None
+    return Pointwise(call, count, into=call if joins else None, constant_axes=axes)
 
 
 def _picked(node: fx.Node) -> Pointwise:
@@ -275,7 +298,11 @@ def _picked(node: fx.Node) -> Pointwise:
     if isinstance(source, fx.Node) and splits(source):
         if _by_name(source, ("input", "size", "dim")).get("dim") != 1:
             raise NotLocal("takes a part along another axis than the channels")
-        name, size = str(getattr(source.target, "__name__", source.target)), source.args[1]
+        if not isinstance(index, int):
+            raise NotLocal("takes several parts of a tensor at once")
+        name = str(getattr(source.target, "__name__", source.target))
+        named = (source.kwargs.get(n) for n in ("chunks", "split_size", "split_size_or_sections"))
+        size = source.args[1] if len(source.args) > 1 else next(n for n in named if n is not None)
 
         def piece(pixels: Tensor) -> Tensor:
             picked: Tensor = getattr(pixels, name)(size, dim=1)[index]
@@ -283,7 +310,7 @@ def _picked(node: fx.Node) -> Pointwise:
 
         return Pointwise(piece, lambda counts: piece(torch.empty(1, counts[0])).shape[1])
     whole = slice(None)
-    if isinstance(index, tuple) and len(index) >= 2 and isinstance(index[1], slice):
+    if isinstance(index, tuple) and len(index) >= 2 and index[0] == whole and isinstance(index[1], slice):
         rest = [i for i in (index[0], *index[2:]) if i is not Ellipsis]
         if all(i == whole for i in rest):
             part = index[1]

@@ -1,0 +1,155 @@
+"""Which executor a case gets, and with which settings: what can change a float is decided here, once."""
+
+from __future__ import annotations
+
+import logging
+import math
+from typing import Any
+
+import torch
+
+from wsiseg.config import SegmentConfig
+from wsiseg.errors import ModelError, UsageError
+from wsiseg.execute.base import Executor
+from wsiseg.execute.schedule import Schedule, make_schedule, memory_bytes
+from wsiseg.execute.streaming import Streaming, padded, streaming_settings
+from wsiseg.execute.windowed import Windowed, one_window_shape, window_settings
+from wsiseg.models.card import ModelCard
+from wsiseg.models.graph import NetworkGraph
+from wsiseg.models.registry import build_network
+from wsiseg.predict import NetworkPredictor, free_memory_bytes
+from wsiseg.windows import WindowPlan, check_taper
+
+logger = logging.getLogger(__name__)
+
+WINDOW_SETTINGS = ("taper", "core", "halo", "batch")
+"""Settings that only windows have."""
+MEMORY_SHARE = 0.5
+"""Of the free memory, where the user names none."""
+PROCESS_BYTES = 600_000_000
+"""The program itself, the rows that are decoded ahead and those that are written, as measured."""
+BAND_PX = 1 << 19
+"""Pixels of a band at which a forward pass is fastest on a CPU."""
+MIN_BAND, MAX_BAND = 128, 512
+"""Rows of a band where memory allows: below, the work per call shows; beyond, nothing is gained."""
+
+
+def window_plan(card: ModelCard, config: SegmentConfig, shape: tuple[int, ...]) -> WindowPlan:
+    """Windows on the model's grid of `shape`. Raises UsageError where they do not suit the network."""
+    windows, halo = card.windows, config.halo
+    if config.exact:
+        if halo is not None and halo < windows.exact_halo:
+            raise UsageError(f"--exact needs a halo of {windows.exact_halo} pixels, {halo} was asked for")
+        halo = halo or windows.exact_halo
+    elif halo is None:
+        # Not measured: only the exact one is known to be enough.
+        halo = windows.exact_halo if windows.halo is None else windows.halo
+    core = one_window_shape(shape, core=config.core or windows.core, stride=windows.output_stride)
+    try:
+        plan = WindowPlan(shape=shape, core=core, halo=(halo,) * len(shape), stride=windows.output_stride)
+        check_taper(plan, config.taper)
+    except ValueError as err:
+        raise UsageError(str(err)) from None
+    return plan
+
+
+def choose_execution(
+    card: ModelCard,
+    config: SegmentConfig,
+    shape: tuple[int, ...],
+    *,
+    device: torch.device,
+    before: dict[str, Any],
+) -> dict[str, Any]:
+    """The executor and its settings, for the store's plan; `before` is what a begun store recorded.
+
+    Raises UsageError and ModelError where what was asked for cannot be.
+    """
+    if before and config.executor in ("auto", before["executor"]):
+        if before["executor"] == "streaming":
+            return {key: before[key] for key in ("executor", "band")}
+        return _windows(card, config, shape, reason=before.get("reason"))
+    own = [name for name in WINDOW_SETTINGS if getattr(config, name) != _default(name)]
+    if config.executor == "windowed":
+        if config.memory is not None:
+            logger.warning("--memory %s is ignored: it belongs to streaming", config.memory)
+        return _windows(card, config, shape, reason=None)
+    if own and config.executor == "streaming":
+        raise UsageError(f"{own[0]} {getattr(config, own[0])} belongs to windows; use --executor windowed")
+    if own:
+        return _windows(card, config, shape, reason=f"{' and '.join(own)} belong to windows")
+    try:
+        return streaming_settings(band=pick_band(card, config, shape, device=device))
+    except (ModelError, NotEnoughMemory) as err:
+        if config.executor == "streaming":
+            kind = UsageError if isinstance(err, NotEnoughMemory) else ModelError
+            raise kind(f"model {card.name} cannot be streamed: {err}; use --executor windowed") from None
+        return _windows(card, config, shape, reason=f"model {card.name} cannot be streamed: {err}")
+
+
+class NotEnoughMemory(Exception):
+    """No band fits into the memory; the text says how much the smallest needs."""
+
+
+def _default(name: str) -> Any:
+    return SegmentConfig.model_fields[name].default
+
+
+def _windows(
+    card: ModelCard, config: SegmentConfig, shape: tuple[int, ...], *, reason: str | None
+) -> dict[str, Any]:
+    settings = window_settings(window_plan(card, config, shape), taper=config.taper, batch=config.batch)
+    return settings if reason is None else {**settings, "reason": reason}
+
+
+def pick_band(card: ModelCard, config: SegmentConfig, shape: tuple[int, ...], *, device: torch.device) -> int:
+    """Rows of a band: the fastest that fits into the memory; the whole image where that is a window.
+
+    Raises ModelError where the network cannot be streamed, NotEnoughMemory.
+    """
+    with torch.device("meta"):  # only the structure matters
+        network = build_network(card.network.name, **card.network.arguments).eval()
+    graph = NetworkGraph(network, enlarge=card.windows.output_scale, ndim=len(shape))
+    whole = padded(shape, stride=graph.output_stride)
+    schedule = make_schedule(graph, whole, channels=card.channels)
+    _check_output(schedule, card, whole)
+    if all(n <= card.windows.core for n in shape):
+        return whole[0]
+    on_gpu = device.type == "cuda"
+    budget = config.memory * 10**6 if config.memory else int(free_memory_bytes(device) * MEMORY_SHARE)
+    room = budget - (0 if on_gpu else PROCESS_BYTES)
+    fastest = MAX_BAND if on_gpu else BAND_PX // math.prod(whole[1:])
+    stride = graph.output_stride
+    band = stride
+    while band < min(max(fastest // 2 + 1, MIN_BAND), MAX_BAND):
+        band *= 2
+    while band > stride and memory_bytes(schedule, band=band) > room:
+        band = max(stride, band // 2 // stride * stride)
+    least = memory_bytes(schedule, band=band)
+    if least > room:
+        needed = (least + budget - room) // 10**6 + 1
+        raise NotEnoughMemory(
+            f"rows of {shape[1]} pixels need {needed} MB of memory, and {budget // 10**6} MB are allowed"
+        )
+    return min(band, whole[0])
+
+
+def _check_output(schedule: Schedule, card: ModelCard, shape: tuple[int, ...]) -> None:
+    made = schedule.shapes[schedule.graph.outputs[0]]
+    if made != (len(card.classes), *shape):
+        raise ModelError(
+            f"its output for an image of {shape} pixels is {made}, not a score per class and pixel"
+        )
+
+
+def make_executor(
+    execution: dict[str, Any],
+    predictor: NetworkPredictor,
+    config: SegmentConfig,
+    shape: tuple[int, ...],
+) -> Executor:
+    """The executor that a plan describes, on the model's grid of `shape`."""
+    if execution["executor"] == "streaming":
+        return Streaming(predictor, shape, band=execution["band"])
+    plan = window_plan(predictor.card, config, shape)
+    return Windowed(predictor, plan, taper=config.taper, batch=config.batch)
