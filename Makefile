@@ -15,10 +15,6 @@ export DO_NOT_TRACK := 1
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --editable .
 	touch $@
 
-.venv/installed-bench: .venv/installed requirements-bench.lock
-	$(BIN)/pip install --quiet --disable-pip-version-check --requirement requirements-bench.lock
-	touch $@
-
 demo: .venv/installed  ## the whole job on the shipped samples, into demo/
 	$(BIN)/python -m flows.demo demo
 
@@ -30,7 +26,8 @@ lint: .venv/installed
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
-bench: .venv/installed-bench  ## CPU seconds and memory against the limit and MONAI, into build/bench
+bench: .venv/installed  ## CPU seconds and memory against the limit, plain windows and MONAI, into build/bench
+	$(BIN)/python -m benchmarks.streaming
 	$(BIN)/python -m benchmarks.speed build/bench
 
 clean:

@@ -52,17 +52,23 @@ def _bands(height: int, width: int, *, period_px: int) -> Iterator[NDArray[np.ui
         yield np.concatenate(cells, axis=1)[:, :width]
 
 
-def make_slide(path: Path, *, height: int, width: int, period_px: int = 12_000) -> Path:
-    """Write a slide of 0.5 µm per pixel; nothing is done if it is there."""
-    if path.exists():
-        return path
-    path.parent.mkdir(parents=True, exist_ok=True)
+def mosaic(*, height: int, width: int, period_px: int = 12_000) -> NDArray[np.uint8]:
+    """Pixels (height, width, 3) of such a slide."""
     image = np.empty((height, width, 3), np.uint8)
     top = 0
     for band in _bands(height, width, period_px=period_px):
         rows = min(CELL, height - top)
         image[top : top + rows] = band[:rows]
         top += rows
+    return image
+
+
+def make_slide(path: Path, *, height: int, width: int, period_px: int = 12_000) -> Path:
+    """Write a slide of 0.5 µm per pixel; nothing is done if it is there."""
+    if path.exists():
+        return path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = mosaic(height=height, width=width, period_px=period_px)
     partial = path.with_suffix(".partial.tif")
     options: dict[str, Any] = {"tile": (TILE, TILE), "compression": "jpeg", "photometric": "rgb"}
     with tifffile.TiffWriter(partial, bigtiff=True) as writer:

@@ -101,10 +101,17 @@ def test_what_stands_outside_uses_public_names_only() -> None:
         "wsiseg.predict",
         "wsiseg.store",
     }
+    # A benchmark may hold an executor without a file behind it against the bare network.
+    executor = {
+        "wsiseg.execute.streaming",
+        "wsiseg.geometry",
+        "wsiseg.sources.array",
+        "wsiseg.sources.cached",
+    }
     for folder in ("flows", "benchmarks"):
         for path in (REPOSITORY / folder).rglob("*.py"):
             used = {name for name in imports(path) if name.split(".")[0] == "wsiseg"}
-            assert used <= allowed, path
+            assert used <= (allowed | executor if path.name == "streaming.py" else allowed), path
 
 
 def test_the_public_names_are_these() -> None:

@@ -19,6 +19,7 @@ from torch.nn import functional
 from wsiseg.errors import UsageError
 from wsiseg.models.card import ModelCard
 from wsiseg.models.graph import UPSAMPLING
+from wsiseg.models.inference import for_inference
 from wsiseg.models.registry import load_card, load_network
 from wsiseg.preprocess import CaseStats, apply
 
@@ -54,7 +55,7 @@ class NetworkPredictor:
         self.device = device
         self._stats = stats
         self._format = torch.channels_last_3d if card.axes == "zyx" else torch.channels_last
-        self.network = network.to(device).to(memory_format=self._format)  # type: ignore[call-overload]
+        self.network = for_inference(network).to(device).to(memory_format=self._format)  # type: ignore[call-overload]
 
     def for_case(self, stats: CaseStats | None) -> NetworkPredictor:
         """The same network with the statistics of another case."""
@@ -101,6 +102,8 @@ def pick_device(name: str) -> torch.device:
 def load_predictor(model: str | Path, device: str = "auto") -> NetworkPredictor:
     """The predictor of a zoo name or the path of a card. Raises ModelError, UsageError."""
     picked = pick_device(device)
+    if picked.type == "cuda":
+        torch.backends.cudnn.allow_tf32 = False  # a float32 of 10 bits is not what the plan records
     return NetworkPredictor(load_card(model), load_network(model), device=picked)
 
 

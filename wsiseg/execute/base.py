@@ -64,19 +64,20 @@ def to_level0(
 
     Class indices are taken by pixel centres; what a later slab needs again is carried over.
     """
-    held: NDArray[np.uint8] | None = None
-    top = 0
+    held: list[NDArray[np.uint8]] = []
+    top = stop = 0
     for slab in slabs:
         need = needed_rows(slab.rows, size=shape[0], from_size=from_shape[0])
-        while held is None or top + len(held) < need.stop:
+        while not held or stop < need.stop:
             piece = next(pieces)
-            if held is None:
-                held, top = piece.mask, piece.rows.start
-            else:
-                held = np.concatenate([held, piece.mask])
-            drop = min(max(0, need.start - top), len(held))
-            held, top = held[drop:], top + drop
+            if not held:
+                top = piece.rows.start
+            held.append(piece.mask)
+            stop = piece.rows.stop
+        joined = np.concatenate(held) if len(held) > 1 else held[0]
+        drop = min(max(0, need.start - top), len(joined))
+        held, top = [joined[drop:]], top + drop
         whole = (slab.rows, *(slice(0, n) for n in shape[1:]))
-        mask = sample(held, whole, shape=shape, from_shape=from_shape, first_row=top)
+        mask = sample(held[0], whole, shape=shape, from_shape=from_shape, first_row=top)
         # The caller writes on it, and what is held may share its memory.
         yield slab, mask.copy()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterator
 
 import torch
@@ -11,13 +10,14 @@ from torch import Tensor
 from wsiseg.execute.schedule import Schedule, needed_rows
 from wsiseg.models.graph import inside
 from wsiseg.models.operations import ROW_AXIS, Pointwise, Rows
-from wsiseg.models.tracing import Layer
 
 Feed = Callable[[Rows], Tensor]
 """Rows of the image, (1, C, rows, ...) as the network takes them."""
 Made = tuple[Rows, Tensor]
 """Rows of a layer: which ones, and (1, K, rows, ...)."""
 
+CACHE_BYTES = 2 << 20
+"""What a core's cache holds, about: more rows at a time are slower, fewer need more calls."""
 FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
@@ -51,13 +51,10 @@ class LineBuffer:
         if self._data is None:
             self._data = empty(self._shape, like)
 
-    def append(self, first: int, rows: Tensor) -> Tensor:
-        """Take in the rows from `first` on; returns them where they lie now."""
-        return self.room(first, rows.shape[ROW_AXIS]).copy_(rows)
-
-    def room(self, first: int, count: int) -> Tensor:
-        """Where the rows from `first` on are to be written."""
+    def room(self, wanted: Rows) -> list[Tensor]:
+        """Where the next rows are to be written, in one piece."""
         assert self._data is not None
+        first, count = wanted[0], wanted[1] - wanted[0]
         if first != self._have[1] or first + count - self._have[0] > self._shape[ROW_AXIS]:
             front = self._data.narrow(ROW_AXIS, 0, self._hold)
             if first == self._have[1]:
@@ -66,7 +63,7 @@ class LineBuffer:
                 front.zero_()  # from before the work began
             self._have = (first - self._hold, first)
         self._have = self._have[0], first + count
-        return self._data.narrow(ROW_AXIS, first - self._have[0], count)
+        return self.rows(wanted)
 
     def rows(self, wanted: Rows) -> list[Tensor]:
         """Some rows, in one piece."""
@@ -75,42 +72,38 @@ class LineBuffer:
 
 
 class WaitingRows:
-    """Rows that wait for another input of an element-wise operation: kept as they were made."""
+    """Rows that wait for another input of an element-wise operation, in a ring.
+
+    Nothing moves; a stretch of rows that runs over the end of the ring comes in two pieces.
+    """
 
     def __init__(self, hold: int, *, count: int, channels: int, sides: tuple[int, ...]) -> None:
-        self._hold = hold
-        self._shapes = [(1, channels, min(count, hold - i), *sides) for i in range(0, hold, count)]
-        self._spare: list[Tensor] = []
-        self._pieces: deque[Made] = deque()
+        self._shape = (1, channels, hold + count, *sides)
+        self._data: Tensor | None = None
+        self._stop = -1
 
     def reserve(self, like: Tensor) -> None:
         """Take the memory, of the kind of `like`."""
-        if not self._spare and not self._pieces:
-            self._spare = [empty(shape, like) for shape in self._shapes]
+        if self._data is None:
+            self._data = empty(self._shape, like)
 
-    def append(self, first: int, rows: Tensor) -> Tensor:
-        """Take in the rows from `first` on; returns them."""
-        if not self._pieces or first != self._pieces[-1][0][1]:
-            self._begin(first)
-        while self._pieces and self._pieces[0][0][1] <= first - self._hold:
-            self._pieces.popleft()
-        self._pieces.append(((first, first + rows.shape[ROW_AXIS]), rows))
-        return rows
-
-    def _begin(self, first: int) -> None:
-        """Zeros stand for the rows from before the work began."""
-        self._pieces.clear()
-        start = first - self._hold
-        for piece in self._spare:
-            stop = start + piece.shape[ROW_AXIS]
-            self._pieces.append(((start, stop), piece.zero_()))
-            start = stop
-        self._spare = []
+    def room(self, wanted: Rows) -> list[Tensor]:
+        """Where the next rows are to be written, in one or two pieces."""
+        assert self._data is not None
+        if wanted[0] != self._stop:
+            self._data.zero_()  # from before the work began
+        self._stop = wanted[1]
+        return self.rows(wanted)
 
     def rows(self, wanted: Rows) -> list[Tensor]:
-        """Some rows, in the pieces in which they were made."""
-        pieces = self._pieces
-        return [_cut(p, have, wanted) for have, p in pieces if have[0] < wanted[1] and have[1] > wanted[0]]
+        """Some rows, in one or two pieces."""
+        assert self._data is not None
+        size = self._shape[ROW_AXIS]
+        start, count = wanted[0] % size, wanted[1] - wanted[0]
+        head = self._data.narrow(ROW_AXIS, start, min(count, size - start))
+        return (
+            [head] if start + count <= size else [head, self._data.narrow(ROW_AXIS, 0, start + count - size)]
+        )
 
 
 class LineStream:
@@ -123,12 +116,13 @@ class LineStream:
             )
         self.schedule = schedule
         self.band = band
-        readers: dict[int, int] = {}  # the last reader of each layer
+        last: dict[int, int] = {}  # the layer with which each is read for the last time
         for number, layer in enumerate(schedule.graph.layers):
-            readers |= dict.fromkeys(layer.inputs, number)
+            for i in layer.inputs:
+                last[i] = max(last.get(i, 0), schedule.made_with[number])
         for output in schedule.graph.outputs:
-            readers.pop(output, None)
-        self._done = [[i for i, last in readers.items() if last == n] for n in range(len(schedule.shapes))]
+            last.pop(output, None)
+        self.done = [[i for i, reader in last.items() if reader == n] for n in range(len(schedule.shapes))]
 
     def run(self, feed: Feed, out: Rows) -> Iterator[list[Made | None]]:
         """All rows of the outputs on which rows `out` of the first depend, band by band.
@@ -138,94 +132,122 @@ class LineStream:
         """
         schedule = self.schedule
         needed = needed_rows(schedule, out, band=self.band)
-        kept = [self._storage(number) for number in range(len(schedule.shapes))]
         image = needed[0] or (0, 1)
         first = schedule.step_of(image[0], 0, band=self.band)
         wanted = [(i, needed[i]) for i in schedule.graph.outputs]
         last = max(schedule.step_of(rows[1] - 1, i, band=self.band) for i, rows in wanted if rows)
-        for step in range(first, last + 1):
-            yield self._step(step, feed, needed, kept)
+        run = _Run(self, feed, needed)
+        for number in range(first, last + 1):
+            yield run.step(number)
+
+
+class _Run:
+    """The rows that one run keeps between its bands, and those that its present band has made."""
+
+    def __init__(self, stream: LineStream, feed: Feed, needed: list[Rows | None]) -> None:
+        self._stream = stream
+        self._schedule = stream.schedule
+        self._layers = stream.schedule.graph.layers
+        self._feed = feed
+        self._needed = needed
+        self._kept = [self._storage(number) for number in range(len(needed))]
+        self._fresh: dict[int, Made] = {}
+        self._like = torch.empty(0)  # the kind of the image, once it is there
 
     def _storage(self, layer: int) -> LineBuffer | WaitingRows | None:
-        schedule, hold = self.schedule, self.schedule.holds[layer]
+        schedule, hold = self._schedule, self._schedule.holds[layer]
         if hold == 0:
             return None
         channels, _, *sides = schedule.shapes[layer]
-        count = schedule.band_rows(layer, band=self.band)
+        count = schedule.band_rows(layer, band=self._stream.band)
         kind = WaitingRows if schedule.waits[layer] else LineBuffer
         return kind(hold, count=count, channels=channels, sides=tuple(sides))
 
-    def _step(
-        self, step: int, feed: Feed, needed: list[Rows | None], kept: list[LineBuffer | WaitingRows | None]
-    ) -> list[Made | None]:
-        schedule = self.schedule
-        fresh: dict[int, Made] = {}
-
-        def given(number: int, wanted: Rows) -> list[Tensor]:
-            buffer = kept[number]
-            if buffer is not None:
-                return buffer.rows(wanted)
-            have, rows = fresh[number]  # a layer without buffer is read in the step that makes it
-            return [_cut(rows, have, wanted)]
-
-        for number, layer in enumerate(schedule.graph.layers):
-            rows, wanted, buffer = schedule.step(step, number, band=self.band), needed[number], kept[number]
+    def step(self, number: int) -> list[Made | None]:
+        """Take in a band; what it has made of the outputs."""
+        self._fresh = {}
+        made: dict[int, Rows] = {}
+        for layer, wanted in enumerate(self._needed):
+            rows = self._schedule.step(number, layer, band=self._stream.band)
             # All rows of a step or none: a layer's rows must not depend on where the work began.
             if wanted is not None and rows[0] < min(rows[1], wanted[1]) and rows[1] > wanted[0]:
-                if layer.operation is None:
-                    made = feed(rows)
-                    for other in kept:  # all at once, so that what comes and goes leaves no gaps between
-                        if other is not None:
-                            other.reserve(made)
-                    made = made if buffer is None else buffer.append(rows[0], made)
-                else:
-                    made = self._make(layer, rows, given, buffer, schedule.shapes[number][0])
-                fresh[number] = rows, made
-                del made
-            for gone in self._done[number]:
-                fresh.pop(gone, None)
-        return [fresh.get(i) for i in schedule.graph.outputs]
+                made[layer] = rows
+                if self._schedule.made_with[layer] == layer:
+                    self._make(layer, rows)
+            for gone in self._stream.done[layer]:
+                self._fresh.pop(gone, None)
+        outputs = self._schedule.graph.outputs
+        return [(made[i], self._given(i, made[i])) if i in made else None for i in outputs]
 
-    def _make(
-        self,
-        layer: Layer,
-        rows: Rows,
-        given: Callable[[int, Rows], list[Tensor]],
-        buffer: LineBuffer | WaitingRows | None,
-        channels: int,
-    ) -> Tensor:
-        """Rows of a layer, put where its readers will find them."""
-        operation = layer.operation
-        assert operation is not None
-        height = self.schedule.shapes[layer.inputs[0]][1]
-        there = inside(operation.needs(rows), height)
-        pieces = [given(i, there) for i in layer.inputs]
-        if isinstance(operation, Pointwise) and operation.into is not None:
-            like, count = pieces[0][0], rows[1] - rows[0]
-            if isinstance(buffer, LineBuffer):
-                place = buffer.room(rows[0], count)
-            else:
-                place = empty((1, channels, count, *like.shape[ROW_AXIS + 1 :]), like)
-            _fill(place, operation.into, pieces)
-            return buffer.append(rows[0], place) if isinstance(buffer, WaitingRows) else place
-        inputs = [p[0] if len(p) == 1 else torch.cat(p, dim=ROW_AXIS) for p in pieces]
-        made = operation.make(inputs, given=there, out=rows, height=height)
-        if isinstance(buffer, WaitingRows) and any(_share_memory(made, i) for i in inputs):
-            made = made.clone()  # of a buffer that moves on
-        return made if buffer is None else buffer.append(rows[0], made)
+    def _make(self, layer: int, rows: Rows) -> None:
+        """Make rows of a layer and put them where its readers will find them."""
+        operation, kept = self._layers[layer].operation, self._kept[layer]
+        if operation is None:
+            made = self._feed(rows)
+            self._like = made[..., :0]
+            for other in self._kept:  # all at once: what comes and goes later leaves no gaps between them
+                if other is not None:
+                    other.reserve(made)
+        elif isinstance(operation, Pointwise):
+            self._make_pointwise(layer, rows)
+            return
+        else:
+            inputs = self._layers[layer].inputs
+            height = self._schedule.shapes[inputs[0]][1]
+            there = inside(operation.needs(rows), height)
+            made = operation.make(
+                [self._given(i, there) for i in inputs], given=there, out=rows, height=height
+            )
+        if kept is None:
+            self._fresh[layer] = rows, made
+        else:
+            done = 0
+            for place in kept.room(rows):
+                place.copy_(made.narrow(ROW_AXIS, done, place.shape[ROW_AXIS]))
+                done += place.shape[ROW_AXIS]
 
+    def _given(self, layer: int, wanted: Rows) -> Tensor:
+        """Rows of a layer that are there."""
+        kept = self._kept[layer]
+        if kept is None:  # then they are read in the step that makes them
+            have, rows = self._fresh[layer]
+            return _cut(rows, have, wanted)
+        pieces = kept.rows(wanted)
+        return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=ROW_AXIS)
 
-def _share_memory(a: Tensor, b: Tensor) -> bool:
-    return a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr()
+    def _make_pointwise(self, layer: int, rows: Rows) -> None:
+        """Element-wise operations in a chain, some rows at a time, while these lie in the cache."""
+        kept = self._kept[layer]
+        channels, _, *sides = self._schedule.shapes[layer]
+        if kept is None:
+            shape = (1, channels, rows[1] - rows[0], *sides)
+            places = [empty(shape, self._like)]
+            self._fresh[layer] = rows, places[0]
+        else:
+            places = kept.room(rows)
+        count = rows[1] - rows[0]
+        if not self._like.is_cuda:
+            count = max(1, CACHE_BYTES // (self._schedule.row_elements(layer) * self._like.element_size()))
+        first = rows[0]
+        for place in places:
+            stop = first + place.shape[ROW_AXIS]
+            for start in range(first, stop, count):
+                part = start, min(start + count, stop)
+                self._compute(layer, part, into=place.narrow(ROW_AXIS, start - first, part[1] - part[0]))
+            first = stop
 
-
-def _fill(place: Tensor, into: Callable[..., object], pieces: list[list[Tensor]]) -> None:
-    """Let an element-wise operation write, stretch by stretch of rows that lie in one piece everywhere."""
-    done, rest = 0, [list(p) for p in pieces]
-    while done < place.shape[ROW_AXIS]:
-        count = min(p[0].shape[ROW_AXIS] for p in rest)
-        into(*(p[0].narrow(ROW_AXIS, 0, count) for p in rest), out=place.narrow(ROW_AXIS, done, count))
-        for p in rest:
-            left = p[0].shape[ROW_AXIS] - count
-            p[:1] = [p[0].narrow(ROW_AXIS, count, left)] if left else []
-        done += count
+    def _compute(self, layer: int, rows: Rows, *, into: Tensor | None = None) -> Tensor:
+        """Rows of an element-wise layer, with all that is made together with it."""
+        operation = self._layers[layer].operation
+        assert isinstance(operation, Pointwise)
+        made_with = self._schedule.made_with
+        inputs = [
+            self._given(i, rows) if made_with[i] == i else self._compute(i, rows)
+            for i in self._layers[layer].inputs
+        ]
+        if into is None:
+            return operation.function(*inputs)
+        if operation.into is not None:
+            operation.into(*inputs, out=into)
+            return into
+        return into.copy_(operation.function(*inputs))

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cached_property
 
 from wsiseg.models.graph import NetworkGraph, inside
 from wsiseg.models.operations import Pointwise, Rows
@@ -31,6 +32,7 @@ class Schedule:
     delays: tuple[int, ...]
     holds: tuple[int, ...]
     waits: tuple[bool, ...]
+    made_with: tuple[int, ...]
 
     @property
     def heights(self) -> list[int]:
@@ -39,9 +41,13 @@ class Schedule:
 
     def made(self, layer: int, fed: int) -> int:
         """Rows of a layer that exist once `fed` rows of the image are there."""
-        scale = self.graph.scales[layer]
-        rows = fed * scale.denominator // scale.numerator - self.delays[layer]
+        numerator, denominator = self._ratios[layer]
+        rows = fed * denominator // numerator - self.delays[layer]
         return min(max(rows, 0), self.shapes[layer][1])
+
+    @cached_property
+    def _ratios(self) -> list[tuple[int, int]]:
+        return [s.as_integer_ratio() for s in self.graph.scales]
 
     def step(self, number: int, layer: int, *, band: int) -> Rows:
         """Rows of a layer that are made of the band with that number."""
@@ -81,7 +87,20 @@ def make_schedule(graph: NetworkGraph, shape: tuple[int, ...], *, channels: int)
                 hold = max(hold, 1)
             holds[source] = max(holds[source], hold)
             waits[source] &= hold == 0 or isinstance(layer.operation, Pointwise)
-    return Schedule(graph, tuple(shapes), tuple(delays), tuple(holds), tuple(waits))
+    made_with = _chains(graph, delays, holds)
+    return Schedule(graph, tuple(shapes), tuple(delays), tuple(holds), tuple(waits), tuple(made_with))
+
+
+def _chains(graph: NetworkGraph, delays: list[int], holds: list[int]) -> list[int]:
+    """For every layer the one with which it is made."""
+    made_with = list(range(len(delays)))
+    for number in range(len(delays) - 1, 0, -1):
+        readers = [r for r, layer in enumerate(graph.layers) if number in layer.inputs]
+        pointwise = [isinstance(graph.layers[i].operation, Pointwise) for i in (number, *readers)]
+        alone = len(readers) == 1 and number not in graph.outputs and not holds[number]
+        if alone and all(pointwise) and delays[readers[0]] == delays[number]:
+            made_with[number] = made_with[readers[0]]
+    return made_with
 
 
 def _earliest(graph: NetworkGraph) -> list[int]:
@@ -175,7 +194,7 @@ def memory_bytes(schedule: Schedule, *, band: int, element_bytes: int = 4) -> in
     for number, (hold, waits) in enumerate(zip(schedule.holds, schedule.waits, strict=True)):
         rows = schedule.band_rows(number, band=band)
         row = schedule.row_elements(number)
-        own_memory = hold == 0 or waits
+        own_memory = hold == 0 and schedule.made_with[number] == number
         sizes.append(rows * row if own_memory else 0)
         if hold:
             kept += row * (hold + rows if waits else hold + rows * max(1, -(-hold // rows)))

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
+from wsiseg.models.inference import MeanPool2d, MeanPool3d, mean_pool
 from wsiseg.models.operations import Operation, PerAxis, Pointwise, Resize, Transposed, Window
 
 CONVOLUTIONS = {nn.Conv1d: F.conv1d, nn.Conv2d: F.conv2d, nn.Conv3d: F.conv3d}
@@ -19,7 +20,13 @@ TRANSPOSED = {
     nn.ConvTranspose2d: F.conv_transpose2d,
     nn.ConvTranspose3d: F.conv_transpose3d,
 }
-AVERAGE_POOLS = {nn.AvgPool1d: F.avg_pool1d, nn.AvgPool2d: F.avg_pool2d, nn.AvgPool3d: F.avg_pool3d}
+AVERAGE_POOLS: dict[type[nn.Module], Callable[..., Tensor]] = {
+    nn.AvgPool1d: F.avg_pool1d,
+    nn.AvgPool2d: F.avg_pool2d,
+    nn.AvgPool3d: F.avg_pool3d,
+    MeanPool2d: mean_pool,
+    MeanPool3d: mean_pool,
+}
 MAX_POOLS = {nn.MaxPool1d: F.max_pool1d, nn.MaxPool2d: F.max_pool2d, nn.MaxPool3d: F.max_pool3d}
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
@@ -188,11 +195,14 @@ def _pool(module: Any) -> Window:
 
         return Window(highest, kernel, stride, padding, _plain(module.dilation), outside=-torch.inf)
     average = AVERAGE_POOLS[type(module)]
-    divisor = () if isinstance(module, nn.AvgPool1d) else (getattr(module, "divisor_override", None),)
+    divisor = () if isinstance(module, nn.AvgPool1d) else (module.divisor_override,)
 
     def mean(pixels: Tensor, around: tuple[int, ...]) -> Tensor:
+        if average is mean_pool:
+            return mean_pool(pixels, module, around)
         rest = (module.ceil_mode, module.count_include_pad, *divisor)
-        return average(pixels, module.kernel_size, module.stride, around, *rest)
+        averaged: Tensor = average(pixels, module.kernel_size, module.stride, around, *rest)
+        return averaged
 
     by_area = not module.count_include_pad and divisor in ((), (None,))
     return Window(mean, kernel, stride, padding, mean_of_inside=by_area)
