@@ -49,7 +49,7 @@ class Executor(Protocol):
     work: Work
 
     def first_row_read(self, row: int) -> int:
-        """No row of the source above this one is read once all rows before `row` are there."""
+        """No row of the source above this one is read once `run` has given all rows before `row`."""
         ...
 
     def run(self, source: CachedSource, *, first_row: int, wanted: Wanted) -> Iterator[Rows]:

@@ -41,6 +41,7 @@ class Streaming:
         self._predictor = predictor
         self._shape = shape
         self._device = Device(predictor.device)
+        self._unread = 0  # the first row that may still be read
         self.work = Work()
 
     @property
@@ -61,27 +62,43 @@ class Streaming:
 
     def _begin(self, row: int) -> int:
         """The band with which work must begin for a row of the mask to be right."""
-        needed = needed_rows(self._schedule, (row, row + 1), band=self._stream.band)[0]
+        return self._image_rows(slice(row, row + 1))[0] // self._stream.band
+
+    def _image_rows(self, rows: slice) -> tuple[int, int]:
+        """Rows of the image on which some rows of the mask depend."""
+        needed = needed_rows(self._schedule, (rows.start, rows.stop), band=self._stream.band)[0]
         assert needed is not None  # a mask depends on its image
-        return needed[0] // self._stream.band
+        return needed
 
     def first_row_read(self, row: int) -> int:
-        return self._step_of(row) * self._stream.band
+        return self._unread
 
     def run(self, source: CachedSource, *, first_row: int, wanted: Wanted) -> Iterator[Rows]:
-        height, step = self._shape[0], self._step_of(first_row)
-        if first_row > 0:  # what an interrupted run had read is read again
-            bands = 1 if self._in_one_piece else max(0, step - self._begin(first_row))
-            self.work.repeated += bands * self._stream.band * int(np.prod(self._shape[1:]))
+        step = self._step_of(first_row)
+        self.work.repeated += self._rows_again(first_row, wanted) * int(np.prod(self._shape[1:]))
         for stretch in self._stretches(step, wanted):
-            while self._piece(step).stop < stretch.start:
+            self._unread = self._begin(stretch.start) * self._stream.band
+            while self._piece(step).stop <= stretch.start:
                 yield self._blank(self._piece(step))
                 step += 1
             yield from self._compute(source, stretch)
             step = self._step_of(stretch.stop - 1) + 1
-        while step <= self._step_of(height - 1):
+        self._unread = self._padded[0]
+        while step <= self._step_of(self._shape[0] - 1):
             yield self._blank(self._piece(step))
             step += 1
+
+    def _rows_again(self, first_row: int, wanted: Wanted) -> int:
+        """Rows that a run interrupted at `first_row` had fed and that are fed again."""
+        stretch = next(self._stretches(self._step_of(first_row), wanted), None)
+        if first_row == 0 or stretch is None:
+            return 0
+        last = self._step_of(first_row - 1)
+        for before in self._stretches(0, wanted):
+            if before.start < first_row and self._piece(last).start < before.stop:
+                began = max(self._begin(before.start), self._begin(stretch.start)) * self._stream.band
+                return max(0, min((last + 1) * self._stream.band, self._shape[0]) - began)
+        return 0
 
     def _blank(self, rows: slice) -> Rows:
         return Rows(rows, np.zeros((rows.stop - rows.start, *self._shape[1:]), np.uint8))
@@ -108,10 +125,12 @@ class Streaming:
     def _compute(self, source: CachedSource, stretch: slice) -> Iterator[Rows]:
         """Rows of the mask of a stretch, band by band."""
         void: list[tuple[slice, NDArray[np.bool_]]] = []
+        last = self._image_rows(stretch)[1]
 
         def feed(rows: tuple[int, int]) -> Tensor:
-            source.prefetch(self._region(rows[1], rows[1] + self._stream.band))
+            source.prefetch(self._region(rows[1], min(rows[1] + self._stream.band, max(last, rows[1]))))
             pixels = source.read(self._region(*rows))
+            self._unread = rows[1]
             inside = min(rows[1], self._shape[0]) - rows[0]
             self.work.computed += max(0, inside) * int(np.prod(self._shape[1:]))
             if not pixels.all_valid:
@@ -123,11 +142,15 @@ class Streaming:
             if outputs is None:
                 continue
             (start, stop), scores = outputs
+            if not stretch.start <= start < stretch.stop:  # needed by another output only
+                continue
             rows = slice(start, min(stop, self._shape[0]))
             inside = (slice(0, rows.stop - start), *(slice(0, n) for n in self._shape[1:]))
             best = scores[0].max(dim=0).indices.to(torch.uint8)[inside]
             # While the device works on this band, the rows of the one before are handed on.
             ready, waiting = waiting, (rows, self._device.fetch(best))
+            if not self._device.overlaps:
+                ready, waiting = waiting, None
             if ready is not None:
                 yield self._finish(*ready, void)
         if waiting is not None:
@@ -167,7 +190,8 @@ class Device:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._uploads = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self.overlaps = device.type == "cuda"
+        self._uploads = torch.cuda.Stream(device) if self.overlaps else None
 
     def load(self, values: NDArray[np.uint8]) -> Tensor:
         """Pixels (C, ...) as (1, C, ...) on the device."""
