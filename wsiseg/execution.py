@@ -77,7 +77,8 @@ def choose_execution(
     if own and config.executor == "streaming":
         raise UsageError(f"{own[0]} {getattr(config, own[0])} belongs to windows; use --executor windowed")
     if own:
-        return _windows(card, config, shape, reason=f"{' and '.join(own)} belong to windows")
+        belong = "belongs" if len(own) == 1 else "belong"
+        return _windows(card, config, shape, reason=f"{' and '.join(own)} {belong} to windows")
     try:
         return streaming_settings(band=pick_band(card, config, shape, device=device))
     except (ModelError, NotEnoughMemory) as err:

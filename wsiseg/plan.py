@@ -65,6 +65,8 @@ def difference(recorded: StorePlan, plan: StorePlan) -> str:
             flat.update(flat.pop(nested, {}))
     # The most telling first: another model explains all that follows from it.
     asked = recorded.inputs.get("settings", {})
-    ranked = sorted({*old, *new}, key=lambda k: (k not in recorded.inputs, k not in asked, k))
+    ranked = sorted(
+        {*old, *new}, key=lambda k: (k not in recorded.inputs, k not in asked, k != "executor", k)
+    )
     key = next(k for k in ranked if old.get(k) != new.get(k))
     return f"{key} was {old.get(key)!r} and is now {new.get(key)!r}"
