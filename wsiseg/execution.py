@@ -26,8 +26,8 @@ WINDOW_SETTINGS = ("taper", "core", "halo", "batch")
 """Settings that only windows have."""
 MEMORY_SHARE = 0.5
 """Of the free memory, where the user names none."""
-PROCESS_BYTES = 600_000_000
-"""The program itself, the rows that are decoded ahead and those that are written, as measured."""
+PROCESS_BYTES, COLUMN_BYTES = 600_000_000, 10_000
+"""The program itself, and per column the rows that are decoded ahead and wait to be written, as measured."""
 BAND_PX = 1 << 19
 """Pixels of a band at which a forward pass is fastest on a CPU."""
 MIN_BAND, MAX_BAND = 64, 512
@@ -118,8 +118,9 @@ def pick_band(card: ModelCard, config: SegmentConfig, shape: tuple[int, ...], *,
         return whole[0]
     on_gpu = device.type == "cuda"
     budget = config.memory * 10**6 if config.memory else int(free_memory_bytes(device) * MEMORY_SHARE)
-    room = budget - (0 if on_gpu else PROCESS_BYTES)
-    fastest = MAX_BAND if on_gpu else BAND_PX // math.prod(whole[1:])
+    columns = math.prod(whole[1:])
+    room = budget - (0 if on_gpu else PROCESS_BYTES + COLUMN_BYTES * columns)
+    fastest = MAX_BAND if on_gpu else BAND_PX // columns
     stride = graph.output_stride
     band = stride
     while band < min(max(fastest // 2 + 1, MIN_BAND), MAX_BAND):
