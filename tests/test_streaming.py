@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from tests.conftest import array_source, card_of, random_image
+from tests.conftest import SLIDE, array_source, card_of, random_image
 from wsiseg.classes import VOID
 from wsiseg.errors import ModelError
 from wsiseg.execute.base import Rows, Wanted
@@ -24,6 +24,7 @@ from wsiseg.geometry import Region
 from wsiseg.models.espnet import ESPNetC, Variant, build_espnet
 from wsiseg.models.graph import NetworkGraph
 from wsiseg.predict import NetworkPredictor
+from wsiseg.sources import open_source
 from wsiseg.sources.cached import CachedSource
 
 Mask = NDArray[np.uint8]
@@ -189,6 +190,25 @@ def test_the_mask_is_the_networks_over_the_whole_padded_image(
 ) -> None:
     predictor, image = espnet(variant), random_image(shape, seed=3)
     assert_mask_of(predictor, streamed(predictor, image, band=band), image)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("q", [3, 5, 8])
+@pytest.mark.parametrize("variant", ["C", "A", "B"])
+def test_every_espnet_gives_real_tissue_the_scores_of_one_pass(variant: Variant, q: int) -> None:
+    image = open_source(SLIDE).read((slice(300, 1100), slice(900, 1108))).values.copy()
+    network = randomised(build_espnet(classes=CLASSES, variant=variant, p=2, q=q))
+    scale = 8 if variant == "C" else 1
+    predictor = predictor_of(network, scale=scale)
+    expected = scores_of(predictor, image)
+    assert (expected.flatten(1).std(dim=1) > 1e-3 * expected.abs().max()).all()
+    schedule = make_schedule(NetworkGraph(network, enlarge=scale), image.shape[1:], channels=3)
+    inputs = predictor.inputs(torch.from_numpy(image)[None])
+    for band in (8, 16, 64, 256):
+        with torch.inference_mode():
+            made = LineStream(schedule, band=band).run(lambda rows: inputs[:, :, slice(*rows)], (0, 800))
+            scores = torch.cat([out[0][1] for out in made if out[0] is not None], dim=2)[0]
+        torch.testing.assert_close(scores, expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
 
 
 @pytest.mark.parametrize("band", [8, 16, 64])
