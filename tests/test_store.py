@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from tests.conftest import random_image
 from wsiseg.classes import BREAST8, VOID
 from wsiseg.errors import ConfigMismatch, IncompleteStore, StoreError
-from wsiseg.plan import StorePlan
+from wsiseg.plan import StorePlan, difference
 from wsiseg.store import CaseStore, open_store
 from wsiseg.windows import slabs
 
@@ -254,3 +254,17 @@ def test_a_finished_store_that_lost_a_ledger_entry_is_found_and_not_read(tmp_pat
         open_store(tmp_path / "s")
     (tmp_path / "s" / "labels" / "tissue" / "0" / "zarr.json").unlink()
     assert "mask rows 0 to 256 are not what was written" in store.verify()
+
+
+@pytest.mark.parametrize(
+    ("before", "after"), [("windowed", "auto"), ("auto", "windowed"), ("auto", "streaming")]
+)
+def test_a_store_begun_with_another_executor_is_refused_by_that_name(before: str, after: str) -> None:
+    def plan(asked: str) -> StorePlan:
+        chosen = "streaming" if asked == "streaming" else "windowed"
+        settings = {"settings": {"executor": asked, "core": None}}
+        return make_plan(inputs=settings, execution={"executor": chosen, "core": [64, 64]})
+
+    assert difference(plan(before), plan(after)) == f"executor was {before!r} and is now {after!r}"
+    with pytest.raises(ValueError, match="the plans are equal"):
+        difference(plan(before), plan(before))

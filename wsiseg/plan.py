@@ -58,15 +58,20 @@ def plan_of(path: Path) -> StorePlan | None:
 
 
 def difference(recorded: StorePlan, plan: StorePlan) -> str:
-    """The first setting in which two plans differ, in words."""
-    old, new = recorded.model_dump(mode="json"), plan.model_dump(mode="json")
-    for flat in (old, new):
-        for nested in ("inputs", "settings", "execution"):
-            flat.update(flat.pop(nested, {}))
-    # The most telling first: another model explains all that follows from it.
-    asked = recorded.inputs.get("settings", {})
-    ranked = sorted(
-        {*old, *new}, key=lambda k: (k not in recorded.inputs, k not in asked, k != "executor", k)
-    )
-    key = next(k for k in ranked if old.get(k) != new.get(k))
-    return f"{key} was {old.get(key)!r} and is now {new.get(key)!r}"
+    """The first setting in which two plans differ, in words.
+
+    What the user named comes first, then what was asked for, then what follows from both: the executor
+    that was chosen, say, has the name of the one that was asked for.
+    """
+    for old, new in zip(_by_weight(recorded), _by_weight(plan), strict=True):
+        for key in sorted(old.keys() | new.keys(), key=lambda k: (k != "executor", k)):
+            if old.get(key) != new.get(key):
+                return f"{key} was {old.get(key)!r} and is now {new.get(key)!r}"
+    raise ValueError("the plans are equal")
+
+
+def _by_weight(plan: StorePlan) -> list[dict[str, Any]]:
+    rest = plan.model_dump(mode="json")
+    inputs, execution = rest.pop("inputs"), rest.pop("execution")
+    settings = inputs.pop("settings", {})
+    return [inputs, settings, execution, rest]
