@@ -11,7 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 # Read when torch is first loaded. Threads of a network that wait for each other by spinning make a run
-# many times slower (measured: 37 s instead of 1.4 s) as soon as something else uses one of the cores.
+# many times slower as soon as something else uses one of the cores.
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 

@@ -36,13 +36,12 @@ def _cut(rows: Tensor, have: Rows, wanted: Rows) -> Tensor:
 class LineBuffer:
     """The last rows of a layer, contiguous in memory, so that any stretch of them is a view.
 
-    There is room for the `hold` rows that are kept and for some times the `count` rows of a band; what
-    is still needed moves to the front when the room is used up.
+    What is still needed, `hold` rows, moves to the front when the room is used up.
     """
 
-    def __init__(self, hold: int, *, count: int, channels: int, sides: tuple[int, ...]) -> None:
+    def __init__(self, shape: tuple[int, ...], *, hold: int) -> None:
+        self._shape = shape
         self._hold = hold
-        self._shape = (1, channels, hold + count * max(1, -(-hold // count)), *sides)
         self._data: Tensor | None = None
         self._have: Rows = (0, -1)
 
@@ -77,8 +76,8 @@ class WaitingRows:
     Nothing moves; a stretch of rows that runs over the end of the ring comes in two pieces.
     """
 
-    def __init__(self, hold: int, *, count: int, channels: int, sides: tuple[int, ...]) -> None:
-        self._shape = (1, channels, hold + count, *sides)
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        self._shape = shape
         self._data: Tensor | None = None
         self._stop = -1
 
@@ -116,13 +115,8 @@ class LineStream:
             )
         self.schedule = schedule
         self.band = band
-        last: dict[int, int] = {}  # the layer with which each is read for the last time
-        for number, layer in enumerate(schedule.graph.layers):
-            for i in layer.inputs:
-                last[i] = max(last.get(i, 0), schedule.made_with[number])
-        for output in schedule.graph.outputs:
-            last.pop(output, None)
-        self.done = [[i for i, reader in last.items() if reader == n] for n in range(len(schedule.shapes))]
+        inner = {i: n for i, n in schedule.last_read.items() if i not in schedule.graph.outputs}
+        self.done = [[i for i, last in inner.items() if last == n] for n in range(len(schedule.shapes))]
 
     def run(self, feed: Feed, out: Rows) -> Iterator[list[Made | None]]:
         """All rows of the outputs on which rows `out` of the first depend, band by band.
@@ -159,9 +153,8 @@ class _Run:
         if hold == 0:
             return None
         channels, _, *sides = schedule.shapes[layer]
-        count = schedule.band_rows(layer, band=self._stream.band)
-        kind = WaitingRows if schedule.waits[layer] else LineBuffer
-        return kind(hold, count=count, channels=channels, sides=tuple(sides))
+        shape = (1, channels, schedule.kept_rows(layer, band=self._stream.band), *sides)
+        return WaitingRows(shape) if schedule.waits[layer] else LineBuffer(shape, hold=hold)
 
     def step(self, number: int) -> list[Made | None]:
         """Take in a band; what it has made of the outputs."""

@@ -24,7 +24,9 @@ class Schedule:
     """The order of work for one network and one size of image.
 
     `delays` and `holds` count rows in each layer's own frame: by how many it lags behind the image, and
-    how many of its last rows are still needed once a band has been worked through.
+    how many of its last rows are still needed once a band has been worked through. A layer `waits`
+    where these are kept for element-wise operations only, until their other inputs are there. It is
+    `made_with` the last of the element-wise layers that follow it and nothing else, or with itself.
     """
 
     graph: NetworkGraph
@@ -62,6 +64,23 @@ class Schedule:
         """Rows of a layer in a band, away from the borders."""
         scale = self.graph.scales[layer]
         return -(-band * scale.denominator // scale.numerator)
+
+    def kept_rows(self, layer: int, *, band: int) -> int:
+        """Rows for which a layer has room between bands: those it holds and those of some bands."""
+        hold, count = self.holds[layer], self.band_rows(layer, band=band)
+        if hold == 0:
+            return 0
+        # A ring needs no more than one band; what moves to the front should not do so for every band.
+        return hold + count if self.waits[layer] else hold + count * max(1, -(-hold // count))
+
+    @cached_property
+    def last_read(self) -> dict[int, int]:
+        """For every layer that is read, the layer with which that happens for the last time."""
+        last: dict[int, int] = {}
+        for number, layer in enumerate(self.graph.layers):
+            for i in layer.inputs:
+                last[i] = max(last.get(i, 0), self.made_with[number])
+        return last
 
     def row_elements(self, layer: int) -> int:
         """Numbers in one row of a layer."""
@@ -189,19 +208,14 @@ def needed_rows(schedule: Schedule, out: Rows, *, band: int) -> list[Rows | None
 
 def memory_bytes(schedule: Schedule, *, band: int, element_bytes: int = 4) -> int:
     """What a band takes at its peak: rows that are kept, and what is on the way between them."""
-    graph = schedule.graph
-    sizes, kept = [], 0
-    for number, (hold, waits) in enumerate(zip(schedule.holds, schedule.waits, strict=True)):
-        rows = schedule.band_rows(number, band=band)
+    alive = peak = kept = 0
+    made: dict[int, int] = {}
+    for number, hold in enumerate(schedule.holds):
         row = schedule.row_elements(number)
-        own_memory = hold == 0 and schedule.made_with[number] == number
-        sizes.append(rows * row if own_memory else 0)
-        if hold:
-            kept += row * (hold + rows if waits else hold + rows * max(1, -(-hold // rows)))
-    last = {i: number for number, layer in enumerate(graph.layers) for i in layer.inputs}
-    alive = peak = 0
-    for number, layer in enumerate(graph.layers):
-        alive += sizes[number]
+        kept += row * schedule.kept_rows(number, band=band)
+        if hold == 0 and schedule.made_with[number] == number:
+            made[number] = row * schedule.band_rows(number, band=band)
+            alive += made[number]
         peak = max(peak, alive)
-        alive -= sum(sizes[i] for i in set(layer.inputs) if last[i] == number)
+        alive -= sum(made.pop(i, 0) for i, last in schedule.last_read.items() if last == number)
     return (kept + peak) * element_bytes

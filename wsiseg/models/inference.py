@@ -20,7 +20,7 @@ def mean_pool(pixels: Tensor, pool: Any, padding: Any) -> Tensor:
     """Average pooling as the module `pool` does it, with another padding.
 
     torch averages an image of three channels that lie next to each other one number at a time; a
-    convolution with constant weights is 7 times faster (equal but for the order of the sum).
+    convolution with constant weights is faster (equal but for the order of the sum).
     """
     axes, channels = pixels.ndim - 2, pixels.shape[1]
     average, convolve = FUNCTIONS[axes]
