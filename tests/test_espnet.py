@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -13,13 +11,16 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from tests.golden import assert_logits, filled_state, reference_module
 from wsiseg.errors import ModelError
 from wsiseg.models.espnet import build_espnet
 from wsiseg.models.graph import NetworkGraph
-from wsiseg.models.importing import CITYSCAPES, import_checkpoint, window_spec
+from wsiseg.models.importing import import_checkpoint, window_spec
 from wsiseg.models.layers import ESP
+from wsiseg.models.originals import recognise
+from wsiseg.models.originals.espnet import CITYSCAPES
 from wsiseg.models.registry import build_network, load_network
-from wsiseg.models.weights import fill, recognise
+from wsiseg.models.weights import fill
 from wsiseg.preprocess import apply
 
 PUBLISHED = (
@@ -31,35 +32,18 @@ PUBLISHED = (
 FILLED = ("det_espnetA_q3_c8", "det_espnetB_q3_c8", "det_espnetc_q3_c8")
 
 
-def reference_module(fixtures: Path) -> Any:
-    """The functions that made the fixtures' weights and image."""
-    spec = importlib.util.spec_from_file_location("reference", fixtures / "detfill_reference.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def original_size(name: str) -> tuple[int, int]:
     return (255, 263) if name.endswith("255x263") else (256, 512)
 
 
 def assert_equals_fixture(fixtures: Path, name: str, network: nn.Module) -> None:
-    stored = np.load(fixtures / f"{name}.npz")
-    meta = json.loads(str(stored["meta"]))
     height, width = original_size(name)
     bgr = reference_module(fixtures).synth_image(2018, 256, 512)[:height, :width]
     # The fixture's image is in BGR; files are read as RGB.
     pixels = torch.from_numpy(bgr[..., ::-1].copy()).permute(2, 0, 1)[None]
     with torch.inference_mode():
         logits = network.eval()(apply(pixels, None, CITYSCAPES))[0].numpy()
-    picked = logits if meta["subsample"] == "full" else logits[:, 1::7, 3::7]
-    tolerance = 1e-4 * meta["logit_absmax"]
-    assert np.abs(picked - stored["logits_sub"].reshape(picked.shape)).max() <= tolerance
-    top = np.sort(logits, axis=0)
-    differs = logits.argmax(0) != stored["argmax"]
-    assert not (differs & (top[-1] - top[-2] > tolerance)).any()
+    assert_logits(fixtures, name, logits)
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -74,13 +58,7 @@ def test_published_weights_imported_give_the_golden_logits(shared: Path, tmp_pat
 @pytest.mark.parametrize("name", FILLED)
 def test_filled_weights_give_the_golden_logits_in_all_variants(shared: Path, name: str) -> None:
     fixtures = shared / "fixtures"
-    reference = reference_module(fixtures)
-    keys = json.loads((fixtures / f"{name}_keys.json").read_text())
-    state = {
-        key: torch.from_numpy(reference.fill_values(key, tuple(value["shape"]), value["role"]))
-        for key, value in keys.items()
-    }
-    recognised = recognise(state, name=name)
+    recognised = recognise(filled_state(fixtures, name), name=name)
     assert recognised.arguments["variant"] == name[10].upper()
     network = build_network(recognised.network, **recognised.arguments)
     fill(network, recognised.state, name=name)

@@ -12,8 +12,9 @@ from safetensors.torch import load_file, save_file
 from wsiseg.errors import ModelError
 from wsiseg.models.card import read_card
 from wsiseg.models.importing import import_checkpoint
+from wsiseg.models.originals import recognise
 from wsiseg.models.registry import ZOO, load_card, load_network, zoo_names
-from wsiseg.models.weights import read_checkpoint, recognise
+from wsiseg.models.weights import read_checkpoint
 
 ESPNET = "weights/espnet_p_2_q_3.pth"
 

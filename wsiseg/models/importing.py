@@ -10,18 +10,11 @@ from torch import nn
 from wsiseg.classes import anonymous_classes
 from wsiseg.errors import ModelError
 from wsiseg.files import writing
-from wsiseg.models.card import ModelCard, NetworkSpec, Preprocessing, WindowSpec, write_card
+from wsiseg.models.card import ModelCard, NetworkSpec, WindowSpec, write_card
 from wsiseg.models.graph import NetworkGraph
+from wsiseg.models.originals import recognise
 from wsiseg.models.registry import build_network
-from wsiseg.models.weights import fill, read_checkpoint, recognise, save_weights
-
-# As the original code prepares images: OpenCV's BGR, statistics of Cityscapes, then divided by 255.
-CITYSCAPES = Preprocessing(
-    channel_order="BGR",
-    mean=(72.3923111, 82.90893555, 73.15840149),
-    std=(45.3192215, 46.15289307, 44.91483307),
-    factor=1 / 255,
-)
+from wsiseg.models.weights import fill, read_checkpoint, save_weights
 
 
 def import_checkpoint(checkpoint: Path, card: Path) -> ModelCard:
@@ -48,14 +41,14 @@ def import_checkpoint(checkpoint: Path, card: Path) -> ModelCard:
         classes=anonymous_classes(recognised.arguments["classes"]),
         background=None,
         spacing=None,
-        preprocessing=CITYSCAPES,
+        preprocessing=recognised.preprocessing,
         windows=window_spec(network),
         training_data=f"not stated in the checkpoint {checkpoint.name}",
         licence="that of the checkpoint",
         intended_use="to be filled in by whoever imported the checkpoint",
         limits=(
             "class names and pixel size are not in the checkpoint: edit this card before use",
-            "preprocessing is that of the published Cityscapes models; others may need another",
+            "preprocessing is that of the original code; the checkpoint itself does not say",
         ),
     )
     with writing(card):

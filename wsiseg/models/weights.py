@@ -1,13 +1,10 @@
-"""Weights as safetensors; original checkpoints are recognised by their keys and renamed."""
+"""Weights as safetensors, and what a torch checkpoint holds."""
 
 from __future__ import annotations
 
 import pickle
-import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -16,57 +13,6 @@ from torch import Tensor, nn
 
 from wsiseg.errors import ModelError
 from wsiseg.models.card import sha256_of
-
-# Original name -> ours, applied one after the other to the start or inside of each key.
-_ESP_RENAMES = (
-    (r"\.c1\.conv\.", ".reduce."),
-    (r"\.d1\.conv\.", ".branches.0."),
-    (r"\.d2\.conv\.", ".branches.1."),
-    (r"\.d4\.conv\.", ".branches.2."),
-    (r"\.d8\.conv\.", ".branches.3."),
-    (r"\.d16\.conv\.", ".branches.4."),
-    (r"\.bn\.bn\.", ".tail.norm."),
-    (r"\.bn\.act\.", ".tail.act."),
-)
-_ENCODER_RENAMES = (
-    (r"^encoder\.level1\.conv\.", "encoder.stem.conv."),
-    (r"^encoder\.level1\.bn\.", "encoder.stem.tail.norm."),
-    (r"^encoder\.level1\.act\.", "encoder.stem.tail.act."),
-    (r"^encoder\.b([123])\.bn\.", r"encoder.fuse\1.norm."),
-    (r"^encoder\.b([123])\.act\.", r"encoder.fuse\1.act."),
-    (r"^encoder\.level2_0\.(bn|act)\.", r"encoder.down1.tail.\1."),
-    (r"^encoder\.level3_0\.(bn|act)\.", r"encoder.down2.tail.\1."),
-    (r"^encoder\.level2_0\.", "encoder.down1."),
-    (r"^encoder\.level3_0\.", "encoder.down2."),
-    (r"^encoder\.level2\.", "encoder.stage1."),
-    (r"^encoder\.level3\.", "encoder.stage2."),
-    (r"^encoder\.classifier\.conv\.", "head."),
-    (r"\.tail\.bn\.", ".tail.norm."),
-)
-_DECODER_RENAMES = (
-    (r"^br\.", "norm_eighth."),
-    (r"^up_l3\.0\.", "up_eighth."),
-    (r"^level3_C\.conv\.", "project_quarter."),
-    (r"^combine_l2_l3\.0\.bn\.", "fuse_quarter.norm."),
-    (r"^combine_l2_l3\.0\.act\.", "fuse_quarter.act."),
-    (r"^combine_l2_l3\.1\.", "mix_quarter."),
-    (r"^up_l2\.0\.", "up_quarter."),
-    (r"^up_l2\.1\.bn\.", "act_half.norm."),
-    (r"^up_l2\.1\.act\.", "act_half.act."),
-    (r"^conv\.conv\.", "mix_half.conv."),
-    (r"^conv\.bn\.", "mix_half.tail.norm."),
-    (r"^conv\.act\.", "mix_half.tail.act."),
-    (r"^classifier\.", "up_half."),
-)
-
-
-@dataclass(frozen=True)
-class Recognised:
-    """An original checkpoint in this program's terms."""
-
-    network: str
-    arguments: dict[str, Any]
-    state: dict[str, Tensor]
 
 
 def save_weights(network: nn.Module, path: Path) -> str:
@@ -130,51 +76,3 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
     if not isinstance(state, Mapping) or not state or not all(isinstance(v, Tensor) for v in state.values()):
         raise ModelError(f"{path} does not hold a mapping of names to tensors")
     return {key.removeprefix("module."): value for key, value in state.items()}
-
-
-def _rename(key: str, renames: tuple[tuple[str, str], ...]) -> str:
-    for pattern, replacement in renames:
-        key = re.sub(pattern, replacement, key)
-    return key
-
-
-def _count(state: Mapping[str, Tensor], prefix: str) -> int:
-    pattern = re.compile(re.escape(prefix) + r"(\d+)\.")
-    return len({m.group(1) for key in state if (m := pattern.match(key))})
-
-
-def recognise(state: Mapping[str, Tensor], *, name: str) -> Recognised:
-    """Which published network a checkpoint belongs to, with its tensors renamed.
-
-    The keys are those of the original ESPNet repository: a full network (variant A or B, told by
-    the channels that join at half resolution) or an encoder alone. Raises ModelError if neither.
-    """
-    full = "encoder.classifier.conv.weight" in state
-    if full:
-        original = dict(state)
-    elif "classifier.conv.weight" in state and "level2_0.c1.conv.weight" in state:
-        original = {f"encoder.{key}": value for key, value in state.items()}
-    else:
-        raise ModelError(
-            f"{name} is not a checkpoint of a known network; its first key is {next(iter(state))!r}"
-        )
-    stem = original.get("encoder.level1.conv.weight")
-    if stem is None or stem.ndim != 4:
-        raise ModelError(f"{name} looks like ESPNet but lacks 'encoder.level1.conv.weight' of 4 axes")
-    classes, channels = original["encoder.classifier.conv.weight"].shape[0], stem.shape[1]
-    arguments: dict[str, Any] = {
-        "classes": classes,
-        "channels": channels,
-        "p": _count(original, "encoder.level2."),
-        "q": _count(original, "encoder.level3."),
-        "variant": "C",
-    }
-    if full:
-        join = original.get("conv.conv.weight")
-        if join is None or join.ndim != 4:
-            raise ModelError(f"{name} looks like ESPNet but lacks 'conv.conv.weight' of 4 axes")
-        skip = join.shape[1] - classes
-        arguments["variant"] = {16: "A", 16 + channels: "B"}.get(skip, f"with {skip} skip channels")
-    # The ESP rules first: they free the names .bn. and .act. for the blocks that keep them.
-    renames = _ESP_RENAMES + _ENCODER_RENAMES + _DECODER_RENAMES
-    return Recognised("espnet", arguments, {_rename(k, renames): v for k, v in original.items()})
