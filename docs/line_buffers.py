@@ -2,11 +2,13 @@
 
     python docs/line_buffers.py
 
-Everything in the picture comes from the schedule that the program itself would follow.
+Everything in the picture comes from the schedule that the program itself would follow, as do the
+figures on ESPNet (p = 2, q = 3, 8 classes) that it prints.
 """
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import matplotlib
@@ -17,6 +19,7 @@ from matplotlib import pyplot as plt
 from matplotlib.patches import Patch, Rectangle
 from torch import Tensor, nn
 
+import wsiseg
 from wsiseg.execute.schedule import Schedule, make_schedule
 from wsiseg.models.graph import NetworkGraph
 
@@ -58,8 +61,23 @@ def state(schedule: Schedule, layer: int, row: int) -> str:
     return "kept" if row >= start - schedule.holds[layer] else "gone"
 
 
+def print_figures(*, height: int = 12_000, width: int = 10_000, tile: int = 1024) -> None:
+    """What the text says of ESPNet on a slide."""
+    graph = NetworkGraph(wsiseg.build_network("espnet", classes=8).eval())
+    schedule = make_schedule(graph, (height, width), channels=3)
+    kept = sum(hold * schedule.row_elements(i) for i, hold in enumerate(schedule.holds)) * 4
+    whole = sum(math.prod(shape) for shape in schedule.shapes) * 4
+    field = max(graph.phase_reach(phase, axis=0).width for phase in range(graph.output_stride))
+    print(f"all features of {width} x {height} pixels: {whole / 1e9:.0f} GB")
+    print(f"rows that are kept: {kept / width / 1000:.1f} KB a column")
+    print(
+        f"receptive field {field}; a tile of {tile} sees {(tile + field - 1) ** 2 / tile**2:.1f} x its pixels"
+    )
+
+
 def main() -> None:
     """Draw it."""
+    print_figures()
     schedule = example()
     layers = schedule.graph.layers
     figure, axes = plt.subplots(figsize=(10, 6), layout="constrained")

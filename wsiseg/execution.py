@@ -30,7 +30,7 @@ PROCESS_BYTES, COLUMN_BYTES = 600_000_000, 10_000
 """The program itself, and per column the rows that are decoded ahead and wait to be written, as measured."""
 BAND_PX = 1 << 19
 """Pixels of a band at which a forward pass is fastest on a CPU."""
-MIN_BAND, MAX_BAND = 64, 512
+MIN_BAND, MAX_BAND = 128, 512
 """Rows of a band where memory allows: below, the work per call shows; beyond, nothing is gained."""
 
 

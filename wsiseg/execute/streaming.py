@@ -7,6 +7,7 @@ to the output stride: no overlap, no seam, no pixel computed twice, memory free 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -41,6 +42,7 @@ class Streaming:
         self._predictor = predictor
         self._shape = shape
         self._device = Device(predictor.device)
+        self._begin = cache(self._first_band)  # asked for every piece, more than once
         self._unread = 0  # the first row that may still be read
         self.work = Work()
 
@@ -60,7 +62,7 @@ class Streaming:
             return 0
         return self._schedule.step_of(row, self._output, band=self._stream.band)
 
-    def _begin(self, row: int) -> int:
+    def _first_band(self, row: int) -> int:
         """The band with which work must begin for a row of the mask to be right."""
         return self._image_rows(slice(row, row + 1))[0] // self._stream.band
 

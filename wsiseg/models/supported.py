@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from wsiseg.models.inference import MeanPool2d, MeanPool3d, mean_pool
+from wsiseg.models.inference import FixedNorm, MeanPool2d, MeanPool3d, mean_pool
 from wsiseg.models.operations import Operation, PerAxis, Pointwise, Resize, Transposed, Window
 
 CONVOLUTIONS = {nn.Conv1d: F.conv1d, nn.Conv2d: F.conv2d, nn.Conv3d: F.conv3d}
@@ -107,6 +107,8 @@ def of_module(module: nn.Module) -> Operation:
     ):
         if type(module) in kinds:
             return build(module)
+    if type(module) is FixedNorm:
+        return Pointwise(module, into=module)
     if isinstance(module, OVER_CHANNELS) and module.dim == 1:
         return Pointwise(module)
     raise NotLocal("sees more than a fixed neighbourhood, or is not known")

@@ -10,7 +10,7 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 from wsiseg.errors import ModelError
-from wsiseg.models.inference import MeanPool2d, MeanPool3d
+from wsiseg.models.inference import FixedNorm, MeanPool2d, MeanPool3d
 from wsiseg.models.operations import Operation
 from wsiseg.models.supported import DROPOUTS, NotLocal, changes_input, of_function, of_module, splits
 
@@ -43,9 +43,13 @@ class _Proxy(fx.Proxy):
         return self._in_place(operator.itruediv, other)
 
 
+OWN_LEAVES = (FixedNorm, MeanPool2d, MeanPool3d)
+"""Modules of this program that count as one operation."""
+
+
 class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, (MeanPool2d, MeanPool3d)) or super().is_leaf_module(m, module_qualified_name)
+        return isinstance(m, OWN_LEAVES) or super().is_leaf_module(m, module_qualified_name)
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return _Proxy(node, self)
