@@ -43,7 +43,12 @@ def predict(predictor: NetworkPredictor, pixels: NDArray[np.uint8]) -> Mask:
     with torch.inference_mode():
         on_device = torch.from_numpy(pixels)[None].to(predictor.device)
         best: Mask = (
-            predictor.scores(predictor.inputs(on_device))[0].max(dim=0).indices.to(torch.uint8).cpu().numpy()
+            predictor.outputs(predictor.inputs(on_device))
+            .scores[0]
+            .max(dim=0)
+            .indices.to(torch.uint8)
+            .cpu()
+            .numpy()
         )
     return best
 

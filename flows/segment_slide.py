@@ -36,6 +36,7 @@ def segment_slide(
     image: Literal["full", "model", "none"] | None = None,
     tissue_filter: bool | None = None,
     allow_upsampling: bool | None = None,
+    trust_code: bool | None = None,
     config: str | None = None,
     overwrite: bool = False,
 ) -> dict[str, Any]:
@@ -60,6 +61,7 @@ def segment_slide(
             "image": image,
             "tissue_filter": tissue_filter,
             "allow_upsampling": allow_upsampling,
+            "trust_code": trust_code,
             "config": config,
             "overwrite": overwrite,
         },

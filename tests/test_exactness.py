@@ -70,6 +70,7 @@ def one_window(segment: Callable[..., Mask]) -> Mask:
 def inner() -> tuple[slice, slice]:
     """Where no border of the slide is seen: there windows see background, a pass over the slide zeros."""
     halo = load_card(MODEL).windows.exact_halo
+    assert halo is not None
     return (slice(halo, -halo), slice(halo, -halo))
 
 

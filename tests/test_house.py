@@ -21,7 +21,7 @@ LAYERS = [
     {"windows", "tissue", "metrics", "manifest", "resample", "files"},
     {"sources", "preprocess", "plan", "store", "ngff", "pyramid", "models", "annotations"},
     {"predict", "execute", "overlay"},
-    {"prepare", "execution", "pipeline", "results", "report", "training", "demo"},
+    {"prepare", "execution", "diagnosis", "pipeline", "results", "report", "training", "demo"},
     {"cli", "display", "prefect_plugin", "__main__"},
 ]
 ROOMS = {
@@ -146,15 +146,15 @@ def test_the_command_line_is_this() -> None:
         "segment": {
             "inputs", "--out", "--model", "--annotations", "--region", "--device", "--mpp", "--executor",
             "--memory", "--taper", "--exact", "--image", "--no-tissue-filter", "--allow-upsampling",
-            "--config", "--overwrite", "--json",
+            "--trust-code", "--config", "--overwrite", "--json",
         },
         "evaluate": {"--prediction", "--truth", "--out", "--model", "--json"},
         "verify": {"store", "--json"},
         "train": {"run", "--json"},
         "demo": {"--out", "--json"},
         "models list": {"--json"},
-        "models show": {"name", "--json"},
-        "models import": {"checkpoint", "--out", "--json"},
+        "models show": {"name", "--trust-code", "--json"},
+        "models import": {"checkpoint", "--out", "--network", "--arguments", "--trust-code", "--json"},
     }  # fmt: skip
 
 

@@ -196,7 +196,9 @@ def test_ten_kills_of_streaming_leave_the_same_bytes_and_repeat_no_more_than_one
     assert (whole["executor"], whole["band"], whole["repeated_pixels"]) == ("streaming", BAND, 0)
     twice = [rows for out in stores for rows in runs.rows_read_twice(out)]
     assert len(twice) >= KILLS // 2  # but for runs that were killed before they read anything
-    field = sum(load_card("demo-breast8").windows.receptive_field) + 1
+    reach = load_card("demo-breast8").windows.receptive_field
+    assert reach is not None
+    field = sum(reach) + 1
     assert max(twice) <= field + SLAB + 2 * BAND
 
 

@@ -6,6 +6,7 @@ was wrong (an option, a model, a run file). Every error is one sentence on stder
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import sys
@@ -63,6 +64,17 @@ def _print_json(data: Any) -> None:
     typer.echo(json.dumps(data, indent=1, ensure_ascii=False))
 
 
+def _json_object(text: str | None) -> dict[str, Any]:
+    """The object that an option holds. Raises UsageError."""
+    try:
+        found = json.loads(text or "{}")
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise UsageError(f"--arguments must be one JSON object, got {text!r}")
+    return found
+
+
 @app.command()
 def info(input: Path, mpp: float | None = None, json: JsonFlag = False) -> None:
     """What the file is: format, size, spacing, levels, problems."""
@@ -93,6 +105,9 @@ def segment(
     no_tissue_filter: Annotated[bool, typer.Option("--no-tissue-filter", help="Segment glass too.")] = False,
     allow_upsampling: Annotated[
         bool | None, typer.Option("--allow-upsampling", help="Accept a slide coarser than the model.")
+    ] = None,
+    trust_code: Annotated[
+        bool | None, typer.Option("--trust-code", help="Run code that the model's card names.")
     ] = None,
     config: Annotated[Path | None, typer.Option(help="TOML or YAML with further settings.")] = None,
     overwrite: Annotated[
@@ -130,6 +145,7 @@ def segment(
                 image=image and image.value,
                 tissue_filter=False if no_tissue_filter else None,
                 allow_upsampling=allow_upsampling,
+                trust_code=trust_code,
             )
         except _COMMAND_ERRORS:
             raise
@@ -206,24 +222,46 @@ def models_list(json: JsonFlag = False) -> None:
 
 
 @models_app.command("show")
-def models_show(name: str, json: JsonFlag = False) -> None:
-    """The card of a model."""
+def models_show(
+    name: str,
+    trust_code: Annotated[bool, typer.Option("--trust-code", help="Run code that the card names.")] = False,
+    json: JsonFlag = False,
+) -> None:
+    """The card of a model, its parameters, what a megapixel costs, its receptive field."""
+    from wsiseg.models.facts import card_facts
     from wsiseg.models.registry import load_card
 
     card = load_card(name)
-    _print_json(card.model_dump(mode="json")) if json else display.print_card(card)
+    facts = card_facts(card, name, trust_code=trust_code)
+    if json:
+        _print_json({**card.model_dump(mode="json"), "facts": dataclasses.asdict(facts)})
+    else:
+        display.print_card(card)
+        display.print_facts(facts)
 
 
 @models_app.command("import")
 def models_import(
     checkpoint: Path,
     out: Annotated[Path, typer.Option(help="Path of the card (.json); the weights go beside it.")],
+    network: Annotated[
+        str | None, typer.Option(help="What it belongs to (monai:UNet, ...); default: told by its keys.")
+    ] = None,
+    arguments: Annotated[str | None, typer.Option(metavar="JSON", help="Arguments of the network.")] = None,
+    trust_code: Annotated[
+        bool, typer.Option("--trust-code", help="Run code in a .pt2 file or a named module.")
+    ] = False,
     json: JsonFlag = False,
 ) -> None:
-    """Turn an original checkpoint into safetensors and a card; nothing in it is executed."""
+    """Turn a checkpoint, or an exported graph (.onnx, .pt2), into weights and a card.
+
+    Nothing in a checkpoint is executed.
+    """
     from wsiseg.models.importing import import_checkpoint
 
-    card = import_checkpoint(checkpoint, out)
+    card = import_checkpoint(
+        checkpoint, out, network=network, arguments=_json_object(arguments), trust_code=trust_code
+    )
     _print_json(card.model_dump(mode="json")) if json else display.print_card(card)
 
 

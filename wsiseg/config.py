@@ -28,7 +28,10 @@ class SegmentConfig(BaseModel):
         "full", description="stored image: level 0, the model's resolution, or none"
     )
     exact: bool = Field(False, description="halo as large as the receptive field")
-    taper: int = Field(0, ge=0, description="half-width of the cross-fade over core borders, pixels")
+    taper: int | None = Field(
+        None, ge=0, description="half-width of the cross-fade over core borders, pixels; None: the model's"
+    )
+    trust_code: bool = Field(False, description="run code that the model's card names")
     tissue_filter: bool = Field(True, description="skip glass and set it to background")
     allow_upsampling: bool = Field(False, description="accept a slide coarser than the model")
     core: int | None = Field(None, gt=0, description="kept part of a window, pixels per axis")

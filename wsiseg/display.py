@@ -11,9 +11,10 @@ from rich.table import Column, Table
 from wsiseg.errors import IncompleteStore, MissingSpacing
 from wsiseg.metrics import Scores
 from wsiseg.models.card import RESEARCH_USE, ModelCard
+from wsiseg.models.facts import Facts
 from wsiseg.models.registry import load_card, zoo_names
 from wsiseg.plan import plan_of
-from wsiseg.report import Report
+from wsiseg.report import DiagnosisReport, Report
 from wsiseg.sources import open_source
 from wsiseg.store import CaseStore
 
@@ -102,6 +103,8 @@ def print_report(report: Report) -> None:
         if c.pixels:
             table.add_row(c.name, f"{c.area_mm2:.4f}", f"{100 * c.share:.2f} %")
     console.print(table)
+    if report.diagnosis is not None:
+        print_diagnosis(report.diagnosis)
     if report.scores is not None:
         print_scores(report.scores)
     for remark in report.remarks:
@@ -109,6 +112,16 @@ def print_report(report: Report) -> None:
     console.print(
         f"mask    {report.store}\nreport  {report.report}\npicture {report.overlay}\n{RESEARCH_USE}"
     )
+
+
+def print_diagnosis(diagnosis: DiagnosisReport) -> None:
+    """Mean and highest probability of every diagnosis."""
+    table = Table(f"of {diagnosis.windows} windows", "mean probability", "highest")
+    for name, mean, highest in zip(diagnosis.names, diagnosis.mean, diagnosis.highest, strict=True):
+        table.add_row(name, f"{mean:.3f}", f"{highest:.3f}")
+    console = _console()
+    console.print(table)
+    console.print(f"windows {diagnosis.table}\nmap     {diagnosis.picture}")
 
 
 def print_demo(slide: Report, crop: Report) -> None:
@@ -159,8 +172,12 @@ def print_card(card: ModelCard) -> None:
     if card.spacing:
         assumed = ", assumed" if card.spacing.assumed else ""
         console.print(f"spacing      {card.spacing.value} {card.spacing.unit}{assumed}")
-    before, after = windows.receptive_field
-    console.print(f"receptive    {before} + 1 + {after} pixels wide, exact halo {windows.exact_halo}")
+    if windows.receptive_field is None:
+        only = f", {windows.size} a side and no other" if windows.size else ""
+        console.print(f"receptive    the whole window{only}; no halo is exact, cross-fade {windows.taper}")
+    else:
+        before, after = windows.receptive_field
+        console.print(f"receptive    {before} + 1 + {after} pixels wide, exact halo {windows.exact_halo}")
     console.print(
         f"windows      core {windows.core}, halo {windows.halo}, output stride {windows.output_stride}"
     )
@@ -174,6 +191,19 @@ def print_card(card: ModelCard) -> None:
     if card.quality:
         console.print("quality", card.quality)
     console.print(f"weights      {card.weights}, sha256 {card.sha256}")
+
+
+def print_facts(facts: Facts) -> None:
+    """What a network costs."""
+    window = " x ".join(map(str, facts.window))
+    known = facts.gmacs_per_megapixel is not None
+    cost = (
+        f"{facts.gmacs_per_megapixel:.2f} GMACs, {facts.activation_mb_per_megapixel:.0f} MB of features "
+        f"alive at most, per megapixel (windows of {window})"
+        if known
+        else "not counted: the graph is exported"
+    )
+    _console().print(f"parameters   {facts.parameters:,}\ncost         {cost}")
 
 
 def verify(store: Path) -> list[str]:

@@ -14,9 +14,9 @@ from wsiseg.execute.base import Executor
 from wsiseg.execute.schedule import Schedule, make_schedule, memory_bytes
 from wsiseg.execute.streaming import Streaming, padded, streaming_settings
 from wsiseg.execute.windowed import Windowed, one_window_shape, window_settings
-from wsiseg.models.card import ModelCard
+from wsiseg.models.card import ModelCard, check_size
 from wsiseg.models.graph import NetworkGraph
-from wsiseg.models.registry import build_network
+from wsiseg.models.registry import structure
 from wsiseg.predict import NetworkPredictor, free_memory_bytes
 from wsiseg.windows import WindowPlan, check_taper
 
@@ -36,21 +36,57 @@ MIN_BAND, MAX_BAND = 128, 512
 
 def window_plan(card: ModelCard, config: SegmentConfig, shape: tuple[int, ...]) -> WindowPlan:
     """Windows on the model's grid of `shape`. Raises UsageError where they do not suit the network."""
-    windows, halo = card.windows, config.halo
-    if config.exact:
-        if halo is not None and halo < windows.exact_halo:
-            raise UsageError(f"--exact needs a halo of {windows.exact_halo} pixels, {halo} was asked for")
-        halo = halo or windows.exact_halo
-    elif halo is None:
-        # Not measured: only the exact one is known to be enough.
-        halo = windows.exact_halo if windows.halo is None else windows.halo
-    core = one_window_shape(shape, core=config.core or windows.core, stride=windows.output_stride)
+    windows, halo = card.windows, _halo(card, config)
+    side = config.core or windows.core
     try:
+        if windows.size is None:
+            core = one_window_shape(shape, core=side, stride=windows.output_stride)
+        else:  # small images are padded: the network knows no other size
+            check_size(windows.size, core=side, halo=halo)
+            core = (side,) * len(shape)
         plan = WindowPlan(shape=shape, core=core, halo=(halo,) * len(shape), stride=windows.output_stride)
-        check_taper(plan, config.taper)
+        check_taper(plan, taper_of(card, config))
+        _check_scores(card, config, plan)
     except ValueError as err:
         raise UsageError(str(err)) from None
     return plan
+
+
+def _halo(card: ModelCard, config: SegmentConfig) -> int:
+    windows = card.windows
+    if config.exact:
+        if windows.exact_halo is None:
+            raise UsageError(f"--exact: model {card.name} sees its whole window, so no halo makes it exact")
+        if config.halo is not None and config.halo < windows.exact_halo:
+            raise UsageError(
+                f"--exact needs a halo of {windows.exact_halo} pixels, {config.halo} was asked for"
+            )
+        return config.halo or windows.exact_halo
+    if config.halo is not None:
+        return config.halo
+    # Not measured: only the exact one is known to be enough.
+    halo = windows.exact_halo if windows.halo is None else windows.halo
+    assert halo is not None  # the card was checked
+    return halo
+
+
+def taper_of(card: ModelCard, config: SegmentConfig) -> int:
+    """Half-width of the cross-fade: what was asked for, or the model's own."""
+    return card.windows.taper if config.taper is None else config.taper
+
+
+def _check_scores(card: ModelCard, config: SegmentConfig, plan: WindowPlan) -> None:
+    """Raises ValueError where a window's own pixels get no scores."""
+    if card.windows.output_region is None:
+        return
+    first, count = card.windows.output_region
+    taper = taper_of(card, config)
+    for core, halo in zip(plan.core, plan.halo, strict=True):
+        if halo - taper < first or halo + core + taper > first + count:
+            raise ValueError(
+                f"model {card.name} scores pixels {first} to {first + count - 1} of a window; core {core}, "
+                f"halo {halo} and taper {taper} need others"
+            )
 
 
 def choose_execution(
@@ -99,7 +135,9 @@ def _default(name: str) -> Any:
 def _windows(
     card: ModelCard, config: SegmentConfig, shape: tuple[int, ...], *, reason: str | None
 ) -> dict[str, Any]:
-    settings = window_settings(window_plan(card, config, shape), taper=config.taper, batch=config.batch)
+    settings = window_settings(
+        window_plan(card, config, shape), taper=taper_of(card, config), batch=config.batch
+    )
     return settings if reason is None else {**settings, "reason": reason}
 
 
@@ -108,8 +146,7 @@ def pick_band(card: ModelCard, config: SegmentConfig, shape: tuple[int, ...], *,
 
     Raises ModelError where the network cannot be streamed, NotEnoughMemory.
     """
-    with torch.device("meta"):  # only the structure matters
-        network = build_network(card.network.name, **card.network.arguments).eval()
+    network = structure(card, trust_code=config.trust_code)
     graph = NetworkGraph(network, enlarge=card.windows.output_scale, ndim=len(shape))
     whole = padded(shape, stride=graph.output_stride)
     schedule = make_schedule(graph, whole, channels=card.channels)
@@ -154,4 +191,4 @@ def make_executor(
     if execution["executor"] == "streaming":
         return Streaming(predictor, shape, band=execution["band"])
     plan = window_plan(predictor.card, config, shape)
-    return Windowed(predictor, plan, taper=config.taper, batch=config.batch)
+    return Windowed(predictor, plan, taper=taper_of(predictor.card, config), batch=config.batch)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -79,6 +79,10 @@ def draw_overlay(
         axis.set_axis_off()
         _draw_scale_bar(axis, picture.shape, extent_um=_extent_um(geometry))
     _draw_legend(figure, mask, truth, classes)
+    _save(figure, path, title=title)
+
+
+def _save(figure: Figure, path: Path, *, title: str) -> None:
     # Fonts lack some signs that file names may have; a box for them is no reason to warn.
     figure.suptitle(title.encode("latin-1", "replace").decode("latin-1"), fontsize=11)
     buffer = io.BytesIO()
@@ -88,6 +92,42 @@ def draw_overlay(
     )
     with writing(path):
         write_whole(path, buffer.getvalue())
+
+
+def draw_maps(
+    path: Path,
+    *,
+    title: str,
+    image: Rgb,
+    maps: Mapping[str, NDArray[np.float32]],
+    covered: tuple[float, ...],
+) -> None:
+    """Write a picture of maps (*grid) of probabilities, each over the image (y, x, 3). Raises StoreError.
+
+    A map covers `covered` times the image's sides; what is NaN stays as it is.
+    """
+    height, width = image.shape[:2]
+    columns = min(3, len(maps))
+    rows = -(-len(maps) // columns)
+    size = min(max(3.5 * height / width, 1.8), 8.0)
+    figure = Figure(figsize=(3.5 * columns + 0.8, size * rows + 1.0), dpi=130, layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False)
+    for axis in grid.flat:
+        axis.set_axis_off()
+    for axis, (name, values) in zip(grid.flat, maps.items(), strict=False):
+        axis.imshow(image)
+        # Pixel centres have whole numbers here, so the image begins half a pixel before them.
+        bottom, right = covered[0] * height - 0.5, covered[1] * width - 0.5
+        extent = (-0.5, right, bottom, -0.5)
+        drawn = axis.imshow(
+            values, extent=extent, vmin=0, vmax=1, cmap="magma", alpha=0.6, interpolation="nearest"
+        )
+        axis.set_xlim(-0.5, width - 0.5)
+        axis.set_ylim(height - 0.5, -0.5)
+        axis.set_title(name, fontsize=10)
+    figure.colorbar(drawn, ax=grid, label="probability", shrink=0.8)
+    figure.supxlabel(RESEARCH_USE, fontsize=8)
+    _save(figure, path, title=title)
 
 
 def _extent_um(geometry: Geometry) -> float:

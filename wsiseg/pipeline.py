@@ -12,8 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from wsiseg import diagnosis
 from wsiseg.classes import VOID
 from wsiseg.config import make_config
+from wsiseg.diagnosis import gather
 from wsiseg.execute.base import to_level0
 from wsiseg.execution import make_executor
 from wsiseg.geometry import Region
@@ -77,7 +79,9 @@ def segment(
         logger.info("%s: the result will take about %.2f GB", request.case, needed / 1e9)
     plan = store_plan(job, recorded)
     if recorded is None:
-        load_network(job.model)  # nothing is begun, or overwritten, that could not be carried through
+        load_network(
+            job.model, trust_code=job.config.trust_code
+        )  # nothing is begun, or overwritten, that could not be carried through
         remove_stale(request)
     store = CaseStore.create_or_resume(request.store, plan, overwrite=overwrite)
     if store.completion() is not None:
@@ -86,7 +90,9 @@ def segment(
         tissue = _tissue(job, store, progress)
     _segment_rows(job, store, tissue, watch, progress)
     with watch.stage("pyramid"):
-        store.complete({"tissue_share": tissue.share if tissue else None})
+        said = gather(store, job.card.diagnoses)
+        maps = {} if said is None else {diagnosis.NAME: said.probabilities}
+        store.complete({"tissue_share": tissue.share if tissue else None}, maps=maps)
     return make_report(job, store, watch, status="segmented")
 
 
@@ -102,7 +108,7 @@ def _segment_rows(
         wanted = wanted_regions(job, tissue)
         execution = store.plan.execution
         use_threads(execution["threads"])
-        predictor = load_predictor(job.model, execution["device_name"])
+        predictor = load_predictor(job.model, execution["device_name"], trust_code=job.config.trust_code)
         stats = _stats(job, store, views, wanted)
         shape, from_shape = store.plan.shape, job.choice.geometry.shape
         executor = make_executor(execution, predictor.for_case(stats), job.config, from_shape)

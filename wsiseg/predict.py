@@ -65,23 +65,29 @@ class NetworkPredictor:
         """What the network takes (B, C, *window), from pixels uint8 on its device."""
         return apply(pixels, self._stats, self.card.preprocessing).contiguous(memory_format=self._format)
 
-    def scores(self, inputs: Tensor) -> Tensor:
-        """Scores (B, K, *window) on the grid of the inputs."""
-        scores = self.network(inputs)  # (B, K, *window / scale)
-        if isinstance(scores, tuple):
-            scores = scores[0]  # what a network returns besides is not for the mask
-        if self.card.windows.output_scale == 1:
-            return torch.as_tensor(scores)
-        return functional.interpolate(
-            scores,
-            scale_factor=self.card.windows.output_scale,
-            mode=UPSAMPLING[len(self.card.axes)],
-            align_corners=False,
-        )
+    def outputs(self, inputs: Tensor) -> Outputs:
+        """Scores (B, K, *window) on the grid of the inputs, and the probabilities of the diagnoses (B, D)."""
+        made = self.network(inputs)
+        scores, *others = made if isinstance(made, tuple) else (made,)  # (B, K, *window / scale)
+        windows = self.card.windows
+        if windows.output_scale != 1:
+            scores = functional.interpolate(
+                scores,
+                scale_factor=windows.output_scale,
+                mode=UPSAMPLING[len(self.card.axes)],
+                align_corners=False,
+            )
+        if windows.output_region is not None:
+            first, count = windows.output_region
+            sides = ((first, n - first - count) for n in reversed(inputs.shape[2:]))
+            scores = functional.pad(scores, [n for side in sides for n in side])
+        # What a network returns besides is not for the mask, and is named on the card or left.
+        per_window = {"diagnosis": others[0].softmax(dim=1)} if self.card.diagnoses else {}
+        return Outputs(torch.as_tensor(scores), per_window)
 
     def __call__(self, images: NDArray[np.uint8]) -> Outputs:
         with torch.inference_mode():
-            return Outputs(self.scores(self.inputs(torch.from_numpy(images).to(self.device))))
+            return self.outputs(self.inputs(torch.from_numpy(images).to(self.device)))
 
 
 def pick_device(name: str) -> torch.device:
@@ -99,12 +105,15 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
-def load_predictor(model: str | Path, device: str = "auto") -> NetworkPredictor:
-    """The predictor of a zoo name or the path of a card. Raises ModelError, UsageError."""
+def load_predictor(model: str | Path, device: str = "auto", *, trust_code: bool = False) -> NetworkPredictor:
+    """The predictor of a zoo name or the path of a card; what `trust_code` allows, see `load_network`.
+
+    Raises ModelError, UsageError.
+    """
     picked = pick_device(device)
     if picked.type == "cuda":
         torch.backends.cudnn.allow_tf32 = False  # a float32 of 10 bits is not what the plan records
-    return NetworkPredictor(load_card(model), load_network(model), device=picked)
+    return NetworkPredictor(load_card(model), load_network(model, trust_code=trust_code), device=picked)
 
 
 def keep_memory() -> None:

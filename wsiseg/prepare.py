@@ -33,7 +33,7 @@ COARSE_READ_PX = 2048
 """Side of the pieces in which an image is read for its tissue mask or its picture."""
 RGB_SHARE, MASK_SHARE, PYRAMID = 0.85, 0.05, 4 / 3
 """Bytes on disk per byte of pixels, on the safe side of what real slides gave, and for all levels."""
-_NOT_DECISIVE = {"readers", "device", "memory"}
+_NOT_DECISIVE = {"readers", "device", "memory", "trust_code"}
 
 
 def case_name(path: Path) -> str:

@@ -49,6 +49,19 @@ class WorkReport(BaseModel):
     repeated_share: float = Field(description="repeated per pixel that went through once, 0 for streaming")
 
 
+class DiagnosisReport(BaseModel):
+    """What the network said of the windows that hold tissue."""
+
+    model_config = ConfigDict(frozen=True)
+
+    names: tuple[str, ...]
+    windows: int
+    mean: tuple[float, ...] = Field(description="of the probabilities of all windows")
+    highest: tuple[float, ...] = Field(description="in any window")
+    table: Path = Field(description="CSV: one row a window, level-0 pixels")
+    picture: Path
+
+
 class Report(BaseModel):
     """Everything worth knowing about a segmented case. Stored as JSON beside the mask."""
 
@@ -70,6 +83,7 @@ class Report(BaseModel):
     tissue_share: float | None
     classes: tuple[ClassArea, ...]
     void: VoidReport
+    diagnosis: DiagnosisReport | None = None
     scores: Scores | None = None
     annotations: dict[str, Any] | None = None
     seconds: dict[str, float]

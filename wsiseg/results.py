@@ -16,14 +16,15 @@ from scipy import ndimage
 from wsiseg.annotations import Labels, open_truth
 from wsiseg.annotations.labels import IndexLabels, check_size, open_index_image
 from wsiseg.classes import MaskClass
+from wsiseg.diagnosis import gather
 from wsiseg.errors import AnnotationError
 from wsiseg.files import fingerprint, to_json, write_whole, writing
 from wsiseg.geometry import Geometry
 from wsiseg.metrics import ConfusionMatrix, Scores, score
 from wsiseg.models.registry import DEFAULT_MODELS, load_card
-from wsiseg.overlay import draw_overlay
+from wsiseg.overlay import draw_maps, draw_overlay
 from wsiseg.prepare import Job, Request, coarse_plan, estimated_bytes
-from wsiseg.report import Report, Stopwatch, VoidReport, WorkReport, class_areas, versions
+from wsiseg.report import DiagnosisReport, Report, Stopwatch, VoidReport, WorkReport, class_areas, versions
 from wsiseg.resample import sample
 from wsiseg.sources import Source
 from wsiseg.sources.base import Array
@@ -39,19 +40,25 @@ PICTURE_PX = 1200
 UM2_PER_MM2 = 1e6
 
 
+def beside(request: Request, name: str) -> Path:
+    """Where a file of a case lies, beside its store."""
+    return request.out / f"{request.case}.{name}"
+
+
 def report_path(request: Request) -> Path:
     """Where the report of a case lies."""
-    return request.out / f"{request.case}.report.json"
+    return beside(request, "report.json")
 
 
 def overlay_path(request: Request) -> Path:
     """Where the picture of a case lies."""
-    return request.out / f"{request.case}.overlay.png"
+    return beside(request, "overlay.png")
 
 
 def remove_stale(request: Request) -> None:
-    """Remove report and picture of a result that is about to be begun anew."""
-    for path in (report_path(request), overlay_path(request)):
+    """Remove what lies beside a result that is about to be begun anew."""
+    for name in ("report.json", "overlay.png", "diagnosis.csv", "diagnosis.png"):
+        path = beside(request, name)
         with writing(path):
             path.unlink(missing_ok=True)
 
@@ -146,6 +153,7 @@ def make_report(job: Job, store: CaseStore, watch: Stopwatch, *, status: Any) ->
             scores = score(matrix, plan.classes)
     with watch.stage("overlay"):
         _draw(job, store, job.truth)
+        diagnosis = _diagnosis(job, store)
     entries = store.entries()
     counts: Counter[int] = Counter()
     for entry in entries:
@@ -186,6 +194,7 @@ def make_report(job: Job, store: CaseStore, watch: Stopwatch, *, status: Any) ->
             places=tuple(tuple(place) for entry in entries for place in entry["places"]),
             outside_region_pixels=sum(entry["outside_region"] for entry in entries),
         ),
+        diagnosis=diagnosis,
         scores=scores,
         annotations={"name": request.annotations.name, "file": fingerprint(request.annotations)}
         if request.annotations
@@ -197,6 +206,37 @@ def make_report(job: Job, store: CaseStore, watch: Stopwatch, *, status: Any) ->
     with writing(report.report):
         write_whole(report.report, to_json(report.model_dump(mode="json")))
     return report
+
+
+def _diagnosis(job: Job, store: CaseStore) -> DiagnosisReport | None:
+    """Table and picture of what the network said of whole windows."""
+    said = gather(store, job.card.diagnoses)
+    if said is None:
+        return None
+    table, picture = (beside(job.request, f"diagnosis.{suffix}") for suffix in ("csv", "png"))
+    with writing(table):
+        write_whole(table, said.table(axes=store.plan.axes))
+    draw_maps(
+        picture,
+        title=f"{job.request.case} - {job.card.name}",
+        image=_thumbnail(_stored_image(job, store), _picture_grid(store.geometry)),
+        maps=dict(zip(said.names, said.probabilities, strict=True)),
+        covered=_covered(store),
+    )
+    return DiagnosisReport(
+        names=said.names,
+        windows=len(said.cores),
+        mean=said.mean,
+        highest=said.highest,
+        table=table,
+        picture=picture,
+    )
+
+
+def _covered(store: CaseStore) -> tuple[float, ...]:
+    """How far the grid of windows reaches, as a multiple of the image's sides (at least 1)."""
+    core, size = store.plan.execution["core"], store.plan.execution["model_grid"]
+    return tuple(-(-n // c) * c / n for n, c in zip(size, core, strict=True))
 
 
 def _work(entries: Sequence[dict[str, Any]]) -> WorkReport:
@@ -254,18 +294,21 @@ def _draw(job: Job, store: CaseStore, truth: Labels | None) -> None:
         level += 1
     mask_level = np.asarray(store.mask(level)[:])
     mask = sample(mask_level, grid.whole, shape=grid.shape, from_shape=mask_level.shape)
-    # A stored image has the pyramid that a file may lack.
-    stored: Source = open_multiscale(store.path) if store.plan.image_shape else job.source
     draw_overlay(
         overlay_path(job.request),
         title=f"{job.request.case} - {job.card.name}",
-        image=_thumbnail(stored, grid),
+        image=_thumbnail(_stored_image(job, store), grid),
         mask=mask,
         truth=None if truth is None else _coarse_truth(truth, grid),
         classes=store.plan.classes,
         background=job.card.background,
         geometry=store.geometry,
     )
+
+
+def _stored_image(job: Job, store: CaseStore) -> Source:
+    """The image of a case; a stored one has the pyramid that a file may lack."""
+    return open_multiscale(store.path) if store.plan.image_shape else job.source
 
 
 def _thumbnail(source: Source, grid: Geometry) -> NDArray[np.uint8]:

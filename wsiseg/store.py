@@ -4,6 +4,7 @@
     ├── zarr.json            multiscale image: "0", "1", ... or, without an image, the mask's levels
     ├── 0, 1, ...            image pyramid (c, y, x) uint8
     ├── labels/tissue/0, 1   mask pyramid (y, x) uint8
+    ├── diagnosis            probabilities per window (c, y, x) float32, where the network has them
     └── ledger/              plan.json, slab-00000.json, ..., complete.json, tissue.png
 
 A slab's data are written first, then its ledger entry, whole, with a hash. "Done" is what the ledger
@@ -15,7 +16,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ LABEL = "tissue"
 MASK = f"labels/{LABEL}"
 Mask = NDArray[np.uint8]
 Image = NDArray[np.uint8]
+Map = NDArray[np.float32]
 
 
 class CaseStore:
@@ -198,10 +200,11 @@ class CaseStore:
             array[:, piece.rows] = image
         return [piece.rows.start, piece.rows.stop, content_hash(image)]
 
-    def complete(self, record: dict[str, Any]) -> None:
+    def complete(self, record: dict[str, Any], *, maps: Mapping[str, Map] | None = None) -> None:
         """Build the pyramids and metadata, then say "complete". Raises StoreError.
 
-        Safe to repeat: everything is made again from level 0.
+        `maps` are small arrays (C, *grid) of values per window, kept beside the mask. Safe to repeat:
+        everything is made again from level 0.
         """
         if pending := self.pending():
             raise IncompleteStore(f"{self.path} has {len(pending)} slabs still to be written")
@@ -215,6 +218,10 @@ class CaseStore:
                 made = build_levels(self.path, axes=plan.axes, chunk=plan.chunk, shrink=mean)
                 image_levels = [str(n) for n in range(1 + len(made))]
                 hashes |= made
+            for name, values in (maps or {}).items():
+                names = ("c", *plan.axes)
+                zarr.create_array(self.path / name, data=values, dimension_names=names, overwrite=True)
+                hashes[name] = level_hash(self.path / name, axes=plan.axes, chunk=plan.chunk)
             self._describe(mask_levels, image_levels)
         self.write_file("complete.json", to_json({"plan": plan.identity, "levels": hashes, **record}))
 

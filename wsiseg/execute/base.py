@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,15 +31,23 @@ class Rows:
 
 @dataclass
 class Work:
-    """Pixels of the image that went through the network, and how many of them not for the first time."""
+    """What the ledger keeps of an executor's work.
+
+    Pixels of the image that went through the network, how many of them not for the first time, and
+    what the network said of whole windows.
+    """
 
     computed: int = 0
     repeated: int = 0
+    windows: list[dict[str, Any]] = field(default_factory=list)
+    """For each window its `index`, its `core` [[start, stop], ...] on the model's grid, and the values."""
 
-    def take(self) -> dict[str, int]:
-        """What was counted since the last call, for the ledger."""
-        taken = {"computed": self.computed, "repeated": self.repeated}
-        self.computed = self.repeated = 0
+    def take(self) -> dict[str, Any]:
+        """What was gathered since the last call."""
+        taken: dict[str, Any] = {"computed": self.computed, "repeated": self.repeated}
+        if self.windows:
+            taken["windows"] = self.windows
+        self.computed, self.repeated, self.windows = 0, 0, []
         return taken
 
 

@@ -164,7 +164,7 @@ class Streaming:
                 yield outputs[0]
         else:
             whole = (0, self._padded[0])
-            yield whole, self._predictor.scores(feed(whole))
+            yield whole, self._predictor.outputs(feed(whole)).scores
 
     def _region(self, start: int, stop: int) -> Region:
         return (slice(start, stop), *(slice(0, n) for n in self._padded[1:]))

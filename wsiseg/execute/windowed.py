@@ -56,10 +56,18 @@ class Windowed:
                     source.prefetch(window.read)
                 group = windows[start : start + self._batch]
                 valid = self._read(source, group, into=images)
-                scores = self._predictor(images).scores
+                outputs = self._predictor(images)
                 for i, window in enumerate(group):
-                    stitcher.add(window, scores[i], valid[i])
+                    stitcher.add(window, outputs.scores[i], valid[i])
+                    self._record(window, {name: value[i] for name, value in outputs.per_window.items()})
             yield stitcher.finish(number)
+
+    def _record(self, window: Window, values: dict[str, Tensor]) -> None:
+        """Keep what the network said of a whole window."""
+        if values:
+            core = [[part.start, part.stop] for part in window.core]
+            said = {name: value.tolist() for name, value in values.items()}
+            self.work.windows.append({"index": list(window.index), "core": core, **said})
 
     def _wanted_in(self, number: int, wanted: Wanted) -> list[Window]:
         """Windows of a row that contribute to a wanted pixel."""

@@ -58,12 +58,40 @@ class WindowSpec(_Frozen):
 
     output_stride: int = Field(ge=1)
     output_scale: int = Field(1, ge=1, description="input pixels per score, 8 for ESPNet-C")
-    receptive_field: tuple[int, int] = Field(description="exact reach before and after a pixel")
-    exact_halo: int = Field(description="larger reach rounded up to the output stride")
+    receptive_field: tuple[int, int] | None = Field(
+        description="exact reach before and after a pixel; None: every pixel of the window matters"
+    )
+    exact_halo: int | None = Field(
+        description="larger reach rounded up to the output stride; None: no halo is exact"
+    )
+    size: int | None = Field(
+        None, gt=0, description="side of the only window that the network is for: core + 2 x halo"
+    )
+    output_region: tuple[int, int] | None = Field(
+        None, description="first pixel of a window that gets scores, and how many do; None: all of them"
+    )
     core: int = Field(1024, gt=0)
-    halo: int | None = Field(None, description="measured default; None: not measured, exact_halo serves")
+    halo: int | None = Field(None, description="default; None: not measured, exact_halo serves")
+    taper: int = Field(0, ge=0, description="default half-width of the cross-fade over core borders")
     measured_on: str = Field("", description="image and settings of the table below")
     agreement: tuple[HaloAgreement, ...] = ()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.halo is None and self.exact_halo is None:
+            raise ValueError("a network for which no halo is exact needs a halo")
+        if self.size is not None:
+            check_size(self.size, core=self.core, halo=self.halo or 0)
+        return self
+
+
+def check_size(size: int, *, core: int, halo: int) -> None:
+    """Raises ValueError where core and halo do not make a window of `size` pixels."""
+    if core + 2 * halo != size:
+        raise ValueError(
+            f"the network takes windows of {size} pixels only; core {core} + 2 x halo {halo} makes "
+            f"{core + 2 * halo}"
+        )
 
 
 class ModelCard(_Frozen):
@@ -77,6 +105,9 @@ class ModelCard(_Frozen):
     axes: str = "yx"
     channels: int = 3
     classes: tuple[MaskClass, ...]
+    diagnoses: tuple[str, ...] = Field(
+        (), description="what the network's second output says of a whole window, one probability each"
+    )
     background: int | None = Field(0, description="class of glass; None: no tissue filter")
     spacing: Spacing | None = Field(None, description="None: pixels are used as they are")
     preprocessing: Preprocessing

@@ -2,21 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 CONV = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 CONV_TRANSPOSE = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
 BATCH_NORM = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 AVG_POOL = {1: nn.AvgPool1d, 2: nn.AvgPool2d, 3: nn.AvgPool3d}
+ADAPTIVE_POOL: dict[int, Any] = {1: F.adaptive_avg_pool1d, 2: F.adaptive_avg_pool2d, 3: F.adaptive_avg_pool3d}
+LINEAR = {1: "linear", 2: "bilinear", 3: "trilinear"}
 
 ESP_DILATIONS = (1, 2, 4, 8, 16)
 
 
 def conv(
-    channels: int, out_channels: int, *, kernel: int, stride: int = 1, dilation: int = 1, ndim: int
+    channels: int,
+    out_channels: int,
+    *,
+    kernel: int,
+    stride: int = 1,
+    dilation: int = 1,
+    groups: int = 1,
+    bias: bool = False,
+    ndim: int,
 ) -> nn.Module:
-    """Convolution without bias, padded so that stride 1 keeps the size."""
+    """Convolution, padded so that stride 1 keeps the size; without bias unless asked for."""
     return CONV[ndim](
         channels,
         out_channels,
@@ -24,7 +38,8 @@ def conv(
         stride=stride,
         padding=dilation * (kernel - 1) // 2,
         dilation=dilation,
-        bias=False,
+        groups=groups,
+        bias=bias,
     )
 
 
@@ -37,6 +52,20 @@ def down2(*, ndim: int) -> nn.Module:
     """Average pooling by two over 3-wide neighbourhoods; zeros outside count in the mean."""
     pool: nn.Module = AVG_POOL[ndim](3, stride=2, padding=1)
     return pool
+
+
+def hierarchical_fusion(branches: Iterable[Tensor]) -> Tensor:
+    """The first branch and the running sums of all others, as channels one after the other.
+
+    A generator is asked for one branch after the other, so that few are held at a time.
+    """
+    parts = iter(branches)
+    fused = [next(parts)]  # the first branch takes no part in the running sum
+    running = None
+    for branch in parts:
+        running = branch if running is None else running + branch
+        fused.append(running)
+    return torch.cat(fused, dim=1)
 
 
 class NormAct(nn.Module):
@@ -55,14 +84,49 @@ class NormAct(nn.Module):
 class ConvNormAct(nn.Module):
     """Convolution, batch norm, PReLU."""
 
-    def __init__(self, channels: int, out_channels: int, *, kernel: int, stride: int = 1, ndim: int) -> None:
+    def __init__(
+        self,
+        channels: int,
+        out_channels: int,
+        *,
+        kernel: int,
+        stride: int = 1,
+        groups: int = 1,
+        eps: float = 1e-3,
+        ndim: int,
+    ) -> None:
         super().__init__()
-        self.conv = conv(channels, out_channels, kernel=kernel, stride=stride, ndim=ndim)
-        self.tail = NormAct(out_channels, ndim=ndim)
+        self.conv = conv(channels, out_channels, kernel=kernel, stride=stride, groups=groups, ndim=ndim)
+        self.tail = NormAct(out_channels, ndim=ndim, eps=eps)
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.tail(self.conv(x))
         return out
+
+
+class ConvNormReLU(nn.Module):
+    """Convolution, batch norm, ReLU."""
+
+    def __init__(
+        self,
+        channels: int,
+        out_channels: int,
+        *,
+        kernel: int,
+        stride: int = 1,
+        dilation: int = 1,
+        bias: bool = False,
+        eps: float = 1e-3,
+        ndim: int = 2,
+    ) -> None:
+        super().__init__()
+        self.conv = conv(
+            channels, out_channels, kernel=kernel, stride=stride, dilation=dilation, bias=bias, ndim=ndim
+        )
+        self.norm = BATCH_NORM[ndim](out_channels, eps=eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(self.norm(self.conv(x)))
 
 
 class ESP(nn.Module):
@@ -101,12 +165,7 @@ class ESP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         reduced = self.reduce(x)
-        fused = [self.branches[0](reduced)]
-        running = None  # the undilated branch takes no part in the running sum
-        for branch in self.branches[1:]:
-            running = branch(reduced) if running is None else running + branch(reduced)
-            fused.append(running)
-        out = torch.cat(fused, dim=1)
+        out = hierarchical_fusion(branch(reduced) for branch in self.branches)
         if self.residual:
             out = x + out
         joined: Tensor = self.tail(out)

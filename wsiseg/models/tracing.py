@@ -43,6 +43,11 @@ class _Proxy(fx.Proxy):
         return self._in_place(operator.itruediv, other)
 
 
+# What following a network's Python code ends in where that depends on the image.
+_UNTRACEABLE = (
+    fx.proxy.TraceError, TypeError, ValueError, AttributeError, IndexError, KeyError, AssertionError,
+    RuntimeError,
+)  # fmt: skip
 OWN_LEAVES = (FixedNorm, MeanPool2d, MeanPool3d)
 """Modules of this program that count as one operation."""
 
@@ -62,7 +67,7 @@ def trace(network: nn.Module) -> tuple[tuple[Layer, ...], tuple[int, ...]]:
     """
     try:
         traced = fx.GraphModule(network, _Tracer().trace(network))
-    except (fx.proxy.TraceError, TypeError, NotImplementedError, RuntimeError) as err:
+    except _UNTRACEABLE as err:
         reason = next(iter(str(err).strip().splitlines()), type(err).__name__)
         raise ModelError(f"{type(network).__name__}.forward cannot be followed: {reason}") from None
     modules = dict(traced.named_modules())

@@ -25,6 +25,12 @@ def save_weights(network: nn.Module, path: Path) -> str:
 
 def load_weights(network: nn.Module, path: Path, *, sha256: str) -> None:
     """Fill a network from safetensors. Raises ModelError if the file is not the card's or does not fit."""
+    check_weights(path, sha256=sha256)
+    fill(network, read_safetensors(path), name=str(path))
+
+
+def check_weights(path: Path, *, sha256: str) -> None:
+    """Raises ModelError where a file is not the one that a card describes."""
     if not path.is_file():
         raise ModelError(f"the weights {path} that the card names are missing")
     found = sha256_of(path)
@@ -33,11 +39,14 @@ def load_weights(network: nn.Module, path: Path, *, sha256: str) -> None:
             f"the weights {path} have sha256 {found[:12]}..., the card says {sha256[:12]}...; "
             "they are not the file that the card describes"
         )
+
+
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    """Tensors of a safetensors file. Raises ModelError."""
     try:
-        state = load_file(path)
+        return load_file(path)
     except SafetensorError as err:
         raise ModelError(f"{path} is not a safetensors file: {err}") from None
-    fill(network, state, name=str(path))
 
 
 def fill(network: nn.Module, state: Mapping[str, Tensor], *, name: str) -> None:
@@ -65,6 +74,8 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
     """Tensors of a torch checkpoint, on the CPU; no code in the file is run. Raises ModelError."""
     if not path.is_file():
         raise ModelError(f"no such checkpoint: {path}")
+    if path.suffix == ".safetensors":
+        return read_safetensors(path)
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, AttributeError):

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from wsiseg.errors import ModelError
-from wsiseg.models.originals import espnet
+from wsiseg.models.originals import espnet, espnet3d, espnetv2, mrseg, ynet
 from wsiseg.models.originals.renaming import Family, Recognised
 
-FAMILIES: tuple[Family, ...] = (espnet,)
+FAMILIES: tuple[Family, ...] = (espnet, espnet3d, espnetv2, mrseg, ynet)
 
 
 def recognise(state: Mapping[str, Tensor], *, name: str) -> Recognised:
