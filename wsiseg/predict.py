@@ -18,8 +18,8 @@ from torch.nn import functional
 
 from wsiseg.errors import UsageError
 from wsiseg.models.card import ModelCard
-from wsiseg.models.graph import UPSAMPLING
 from wsiseg.models.inference import for_inference
+from wsiseg.models.layers import LINEAR
 from wsiseg.models.registry import load_card, load_network
 from wsiseg.preprocess import CaseStats, apply
 
@@ -74,7 +74,7 @@ class NetworkPredictor:
             scores = functional.interpolate(
                 scores,
                 scale_factor=windows.output_scale,
-                mode=UPSAMPLING[len(self.card.axes)],
+                mode=LINEAR[len(self.card.axes)],
                 align_corners=False,
             )
         if windows.output_region is not None:

@@ -215,16 +215,16 @@ class ESPNet3D(nn.Module):
         return checked_size(size if self.working_size == "given" else self.working_size)
 
 
-def _inner_working_size(
+def checked_working_size(
     working_size: WorkingSize, *, refinement: bool, ndim: int
 ) -> Literal["rounded", "given"] | tuple[int, ...]:
     """A working size with its default filled in. Raises ValueError for what is none."""
     if working_size is None:
         return "rounded" if refinement else "given"
-    if working_size == "rounded" or working_size == "given":
-        return working_size
     if isinstance(working_size, str):
-        raise ValueError(f"working_size {working_size!r} is unknown; choose 'rounded', 'given' or a size")
+        if working_size not in ("rounded", "given"):
+            raise ValueError(f"working_size {working_size!r} is unknown; choose 'rounded', 'given' or a size")
+        return working_size
     size = checked_size(working_size)
     if len(size) != ndim:
         raise ValueError(f"working_size {size} has not {ndim} axes")
@@ -268,6 +268,6 @@ def build_espnet3d(
         widths=scaled_channels(width),
         refinement=refinement,
         align_corners=refinement if align_corners is None else align_corners,
-        working_size=_inner_working_size(working_size, refinement=refinement, ndim=ndim),
+        working_size=checked_working_size(working_size, refinement=refinement, ndim=ndim),
         ndim=ndim,
     )

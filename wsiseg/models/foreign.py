@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +105,7 @@ class OnnxNetwork(nn.Module):
         return self  # a session cannot be copied, and holds no state
 
     def forward(self, images: Tensor) -> Tensor | tuple[Tensor, ...]:
+        _check_numbers(images)
         given = {self._input: images.detach().cpu().contiguous().numpy()}
         made = tuple(torch.from_numpy(out).to(images.device) for out in self._session.run(None, given))
         return made[0] if len(made) == 1 else made
@@ -122,22 +124,34 @@ class ExportedNetwork(nn.Module):
                 f"reading {path} can run code that is in it; if you trust it, say so with --trust-code"
             )
         try:
-            program = torch.export.load(path)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # torch's own, of its own parts
+                program = torch.export.load(path)
+                module = program.module()
             image = next(iter(program.graph_signature.user_inputs))
             shape = next(n for n in program.graph.nodes if n.name == image).meta["val"].shape
         except Exception as err:  # noqa: BLE001 - a damaged archive fails anywhere
             reason = " ".join(str(err).split())[:200]
             raise ModelError(f"{path} is not a graph of torch.export: {reason}") from None
-        self._run = [program.module()]  # in a list: an exported module refuses eval() and device moves
+        self._run = [module]  # in a list: an exported module refuses eval() and device moves
         self.channels, self.ndim = int(shape[1]), len(shape) - 2
         if all(isinstance(n, int) for n in shape[2:]):
             self.input_size = tuple(shape[2:])
 
     def forward(self, images: Tensor) -> Any:
-        made = self._run[0](images.cpu())
+        _check_numbers(images)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's own, of its own parts
+            made = self._run[0](images.cpu())
         if isinstance(made, tuple | list):
             return tuple(out.to(images.device) for out in made)
         return made.to(images.device)
+
+
+def _check_numbers(images: Any) -> None:
+    """Raises TypeError for what stands for an image while layers are followed; runtimes crash on it."""
+    if not isinstance(images, Tensor):
+        raise TypeError("an exported graph is not followed layer by layer")
 
 
 def load_exported(name: str, path: Path, *, trust_code: bool) -> nn.Module:

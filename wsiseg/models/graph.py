@@ -17,10 +17,9 @@ from functools import partial
 from torch import nn
 
 from wsiseg.errors import ModelError
+from wsiseg.models.layers import LINEAR
 from wsiseg.models.operations import Pointwise, Resize, Rows
 from wsiseg.models.tracing import Layer, trace
-
-UPSAMPLING = {1: "linear", 2: "bilinear", 3: "trilinear"}
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,7 @@ class NetworkGraph:
 
     def _append_resize(self, factor: int, ndim: int) -> None:
         resize = partial(
-            nn.functional.interpolate, scale_factor=factor, mode=UPSAMPLING[ndim], align_corners=False
+            nn.functional.interpolate, scale_factor=factor, mode=LINEAR[ndim], align_corners=False
         )
         layer = Layer("enlarge", Resize(resize, factor, linear=True), (self.outputs[0],))
         self.outputs = (len(self.layers), *self.outputs[1:])

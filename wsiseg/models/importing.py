@@ -111,13 +111,11 @@ def _recognised(checkpoint: Path) -> Imported:
     arguments = recognised.arguments
     network = build_network(recognised.network, **arguments)
     fill(network, recognised.state, name=str(checkpoint))
-    return Imported(
-        network.eval(),
-        NetworkSpec(name=recognised.network, arguments=arguments),
-        recognised.preprocessing,
-        channels=arguments.get("channels", 3),
-        ndim=_axes_of(network),
-    )
+    channels = arguments["channels"]
+    # What the original code does to its three or four channels says nothing of another number.
+    known = recognised.preprocessing if len(recognised.preprocessing.mean) == channels else _plain(channels)
+    spec = NetworkSpec(name=recognised.network, arguments=arguments)
+    return Imported(network.eval(), spec, known, channels=channels, ndim=_axes_of(network))
 
 
 def _named(checkpoint: Path, name: str, arguments: dict[str, Any], *, trust_code: bool) -> Imported:

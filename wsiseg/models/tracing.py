@@ -45,8 +45,8 @@ class _Proxy(fx.Proxy):
 
 # What following a network's Python code ends in where that depends on the image.
 _UNTRACEABLE = (
-    fx.proxy.TraceError, TypeError, ValueError, AttributeError, IndexError, KeyError, AssertionError,
-    RuntimeError,
+    fx.proxy.TraceError, NameError, TypeError, ValueError, AttributeError, IndexError, KeyError,
+    AssertionError, RuntimeError,
 )  # fmt: skip
 OWN_LEAVES = (FixedNorm, MeanPool2d, MeanPool3d)
 """Modules of this program that count as one operation."""

@@ -17,7 +17,8 @@ from wsiseg.models.card import sha256_of
 
 def save_weights(network: nn.Module, path: Path) -> str:
     """Write a network's weights as safetensors; returns the file's sha256."""
-    state = {k: v.detach().cpu().contiguous() for k, v in network.state_dict().items()}
+    # Cloned: safetensors refuses weights that a network holds under two names.
+    state = {k: v.detach().cpu().contiguous().clone() for k, v in network.state_dict().items()}
     save_file(state, path)
     path.chmod(0o644)  # safetensors leaves files that only their owner may read
     return sha256_of(path)

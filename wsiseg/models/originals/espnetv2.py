@@ -10,7 +10,7 @@ from torch import Tensor
 from wsiseg.errors import ModelError
 from wsiseg.models.card import Preprocessing
 from wsiseg.models.espnetv2 import ENCODER_CHANNELS
-from wsiseg.models.originals.renaming import Recognised, renamed
+from wsiseg.models.originals.renaming import Recognised, renamed, shape_of
 
 # As the original code prepares images: RGB, divided by 255, statistics of ImageNet.
 IMAGENET = Preprocessing(
@@ -74,14 +74,14 @@ def matches(state: Mapping[str, Tensor]) -> bool:
 
 def read(state: Mapping[str, Tensor], *, name: str) -> Recognised:
     """The checkpoint in this program's terms; the channels of its layers tell the arguments."""
-    channels = _shape(state, "base_net.level1.conv.weight", axes=4, name=name)[1]
+    channels = shape_of(state, "base_net.level1.conv.weight", axes=4, name=name)[1]
     if channels != 3:
         raise ModelError(f"{name} takes {channels} channels; ESPNetv2 prepares images of 3 (RGB) only")
     arguments: dict[str, Any] = {
-        "classes": _shape(state, "bu_dec_l4.merge_layer.3.weight", axes=4, name=name)[0],
+        "classes": shape_of(state, "bu_dec_l4.merge_layer.3.weight", axes=4, name=name)[0],
         "channels": channels,
         "scale": _scale(state, name=name),
-        "decoder_width": _shape(state, "bu_dec_l1.merge_layer.3.weight", axes=4, name=name)[0],
+        "decoder_width": shape_of(state, "bu_dec_l1.merge_layer.3.weight", axes=4, name=name)[0],
     }
     renames = _UNIT_RENAMES + _ENCODER_RENAMES + _DECODER_RENAMES
     return Recognised("espnetv2", arguments, renamed(state, renames), IMAGENET)
@@ -90,16 +90,8 @@ def read(state: Mapping[str, Tensor], *, name: str) -> Recognised:
 def _scale(state: Mapping[str, Tensor], *, name: str) -> float:
     """The published scale that has the encoder's channels. Raises ModelError."""
     levels = ("level1", "level2_0", "level3_0", "level4_0")
-    widths = tuple(_shape(state, f"base_net.{level}.act.weight", axes=1, name=name)[0] for level in levels)
+    widths = tuple(shape_of(state, f"base_net.{level}.act.weight", axes=1, name=name)[0] for level in levels)
     for scale, known in ENCODER_CHANNELS.items():
         if known == widths:
             return scale
     raise ModelError(f"{name} looks like ESPNetv2 but has {widths} channels, which no published scale has")
-
-
-def _shape(state: Mapping[str, Tensor], key: str, *, axes: int, name: str) -> tuple[int, ...]:
-    """The shape of a tensor that tells an argument. Raises ModelError where there is none."""
-    tensor = state.get(key)
-    if tensor is None or tensor.ndim != axes:
-        raise ModelError(f"{name} looks like ESPNetv2 but lacks {key!r} of {axes} axes")
-    return tuple(tensor.shape)

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from wsiseg.errors import ModelError
 from wsiseg.models.card import Preprocessing
 
 Renames = tuple[tuple[str, str], ...]
@@ -36,6 +37,14 @@ class Family(Protocol):
     def read(self, state: Mapping[str, Tensor], *, name: str) -> Recognised:
         """The checkpoint in this program's terms. Raises ModelError where its sizes cannot be told."""
         ...
+
+
+def shape_of(state: Mapping[str, Tensor], key: str, *, axes: int, name: str) -> tuple[int, ...]:
+    """The shape of a tensor that tells an argument. Raises ModelError where there is none."""
+    tensor = state.get(key)
+    if tensor is None or tensor.ndim != axes:
+        raise ModelError(f"{name} lacks {key!r} of {axes} axes, which tells what it was built with")
+    return tuple(tensor.shape)
 
 
 def renamed(state: Mapping[str, Tensor], renames: Renames) -> dict[str, Tensor]:

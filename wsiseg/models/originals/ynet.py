@@ -7,9 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
-from wsiseg.errors import ModelError
 from wsiseg.models.card import Preprocessing
-from wsiseg.models.originals.renaming import Recognised, renamed
+from wsiseg.models.originals.renaming import Recognised, renamed, shape_of
 
 # As the original code prepares images: OpenCV's BGR divided by 255, and no statistics.
 BGR_TO_ONE = Preprocessing(channel_order="BGR", mean=(0.0, 0.0, 0.0), std=(255.0, 255.0, 255.0))
@@ -89,24 +88,16 @@ def read(state: Mapping[str, Tensor], *, name: str) -> Recognised:
     original = dict(state) if joint else {f"segNet.{key}": value for key, value in state.items()}
     dilated = "segNet.level2_0.c2.conv.weight" not in original
     arguments: dict[str, Any] = {
-        "classes": _shape(original, "segNet.class_0.3.weight", axes=4, name=name)[0],
-        "channels": _shape(original, "segNet.level1.conv.weight", axes=4, name=name)[1],
+        "classes": shape_of(original, "segNet.class_0.3.weight", axes=4, name=name)[0],
+        "channels": shape_of(original, "segNet.level1.conv.weight", axes=4, name=name)[1],
         "encoder": "C1" if dilated else "D1",
-        "diagnoses": _shape(original, "fc2.weight", axes=2, name=name)[0] if joint else None,
+        "diagnoses": shape_of(original, "fc2.weight", axes=2, name=name)[0] if joint else None,
     }
     if dilated:
         original = _with_unused(original) if joint else _without_unused(original)
     # The rules of units first: they know a unit's norm by the original's names of levels.
     renames = (_DILATED_RENAMES if dilated else _RESIDUAL_RENAMES) + _STAGE_RENAMES + _HEAD_RENAMES
     return Recognised("ynet", arguments, renamed(original, renames), BGR_TO_ONE)
-
-
-def _shape(state: Mapping[str, Tensor], key: str, *, axes: int, name: str) -> tuple[int, ...]:
-    """The shape of a tensor that tells an argument. Raises ModelError where there is none."""
-    tensor = state.get(key)
-    if tensor is None or tensor.ndim != axes:
-        raise ModelError(f"{name} looks like Y-Net but lacks {key!r} of {axes} axes")
-    return tuple(tensor.shape)
 
 
 def _with_unused(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
