@@ -69,7 +69,17 @@ def _of_code(name: str, *, trust_code: bool) -> Any:
         ) from None
 
 
-class OnnxNetwork(nn.Module):
+class ExportedGraph(nn.Module):
+    """A network of which only the graph is known."""
+
+    channels: int
+    ndim: int
+
+    def __deepcopy__(self, memo: Any) -> ExportedGraph:
+        return self  # it holds no state, and its runtime may not be copied
+
+
+class OnnxNetwork(ExportedGraph):
     """An ONNX graph, run by ONNX Runtime on the CPU; nothing but the graph's own operations is run."""
 
     def __init__(self, path: Path) -> None:
@@ -101,9 +111,6 @@ class OnnxNetwork(nn.Module):
         if all(isinstance(n, int) for n in sides):
             self.input_size = tuple(sides)
 
-    def __deepcopy__(self, memo: Any) -> OnnxNetwork:
-        return self  # a session cannot be copied, and holds no state
-
     def forward(self, images: Tensor) -> Tensor | tuple[Tensor, ...]:
         _check_numbers(images)
         given = {self._input: images.detach().cpu().contiguous().numpy()}
@@ -111,7 +118,7 @@ class OnnxNetwork(nn.Module):
         return made[0] if len(made) == 1 else made
 
 
-class ExportedNetwork(nn.Module):
+class TorchExportNetwork(ExportedGraph):
     """A graph of `torch.export`, on the CPU.
 
     Its file may hold pickled objects, which torch runs while it reads: the user must trust it.
@@ -154,8 +161,8 @@ def _check_numbers(images: Any) -> None:
         raise TypeError("an exported graph is not followed layer by layer")
 
 
-def load_exported(name: str, path: Path, *, trust_code: bool) -> nn.Module:
+def load_exported(name: str, path: Path, *, trust_code: bool) -> ExportedGraph:
     """The network in an exported file; `name` is what the card calls its kind. Raises ModelError."""
     if name == EXPORTED[".onnx"]:
         return OnnxNetwork(path)
-    return ExportedNetwork(path, trust_code=trust_code)
+    return TorchExportNetwork(path, trust_code=trust_code)

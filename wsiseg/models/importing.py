@@ -130,7 +130,7 @@ def _exported(checkpoint: Path, *, trust_code: bool) -> Imported:
     if not checkpoint.is_file():
         raise ModelError(f"no such checkpoint: {checkpoint}")
     name = EXPORTED[checkpoint.suffix]
-    network: Any = load_exported(name, checkpoint, trust_code=trust_code)
+    network = load_exported(name, checkpoint, trust_code=trust_code)
     if network.ndim not in AXES:
         raise ModelError(f"{checkpoint} takes images of {network.ndim} axes; 2 and 3 are supported")
     channels = network.channels
