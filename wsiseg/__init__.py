@@ -10,12 +10,10 @@ import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-# Both settings are read when torch is first loaded. Threads of a network that wait for each other by
-# spinning make a run many times slower as soon as something else uses one of the cores.
+# Read when torch is first loaded. Threads of a network that wait for each other by spinning make a run
+# many times slower as soon as something else uses one of the cores.
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
-# Large pages: a fresh page is dear in virtual machines, and there are fewer of them.
-os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 if TYPE_CHECKING:
     from wsiseg.errors import WsisegError
