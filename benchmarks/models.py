@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import resource
 import statistics
 import subprocess
@@ -23,6 +24,7 @@ from typing import Any
 import torch
 
 import wsiseg
+from benchmarks.speed import high_water_kb
 from wsiseg.models.facts import Facts, network_facts
 from wsiseg.models.importing import window_spec
 from wsiseg.predict import keep_memory
@@ -100,9 +102,9 @@ def peak_of(number: int) -> tuple[float, float]:
 
 def say_peak(entry: Entry) -> None:
     network = entry.build()
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    before = high_water_kb(os.getpid()) / 1024
     timed(entry, network)
-    print(json.dumps([before, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024]))
+    print(json.dumps([before, high_water_kb(os.getpid()) / 1024]))
 
 
 def context(entry: Entry) -> str:

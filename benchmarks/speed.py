@@ -51,7 +51,7 @@ def measure(*command: str) -> Measured:
     process = subprocess.Popen(["/usr/bin/env", *command], stdout=subprocess.PIPE, text=True)
     peak_kb = 0
     while process.poll() is None:
-        peak_kb = max(peak_kb, _high_water_kb(process.pid))
+        peak_kb = max(peak_kb, high_water_kb(process.pid))
         time.sleep(0.02)
     assert process.stdout is not None
     lines = process.stdout.read().strip().splitlines()
@@ -63,7 +63,7 @@ def measure(*command: str) -> Measured:
     return Measured(cpu, peak_kb / 1024, said)
 
 
-def _high_water_kb(pid: int) -> int:
+def high_water_kb(pid: int) -> int:
     """Peak resident memory so far of a process."""
     try:
         status = Path(f"/proc/{pid}/status").read_text()

@@ -115,7 +115,8 @@ def draw_maps(
     for axis in grid.flat:
         axis.set_axis_off()
     for axis, (name, values) in zip(grid.flat, maps.items(), strict=False):
-        axis.imshow(image)
+        # Grey, so that every colour in the picture is a probability.
+        axis.imshow(image.mean(axis=-1), cmap="gray", vmin=0, vmax=255)
         # Pixel centres have whole numbers here, so the image begins half a pixel before them.
         bottom, right = covered[0] * height - 0.5, covered[1] * width - 0.5
         extent = (-0.5, right, bottom, -0.5)
