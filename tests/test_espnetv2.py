@@ -276,7 +276,7 @@ def test_arguments_that_make_no_network_are_refused(arguments: dict[str, Any], m
 @pytest.mark.parametrize(
     ("key", "shape", "message"),
     [
-        ("base_net.level1.conv.weight", None, "looks like ESPNetv2 but lacks 'base_net.level1.conv.weight'"),
+        ("base_net.level1.conv.weight", None, "lacks 'base_net.level1.conv.weight'"),
         ("bu_dec_l4.merge_layer.3.weight", (8, 4), "lacks 'bu_dec_l4.merge_layer.3.weight' of 4 axes"),
         ("base_net.level3_0.act.weight", None, "lacks 'base_net.level3_0.act.weight' of 1 axes"),
         ("base_net.level3_0.act.weight", (65,), r"has \(16, 32, 65, 128\) channels, which no published"),

@@ -60,7 +60,9 @@ def imported(name: str, arguments: dict[str, Any], folder: Path) -> ModelCard:
     return import_checkpoint(folder / "weights.pth", folder / "model.json", network=name, arguments=arguments)
 
 
-@pytest.mark.parametrize("name", MONAI)
+@pytest.mark.parametrize(
+    "name", [n if n == "monai:UNet" else pytest.param(n, marks=pytest.mark.slow) for n in MONAI]
+)
 def test_a_network_of_monai_is_imported_by_name_and_loads_with_its_weights(name: str, tmp_path: Path) -> None:
     card = imported(name, MONAI[name], tmp_path)
     channels = MONAI[name]["in_channels"]
@@ -134,6 +136,7 @@ def as_windows(card: Path) -> Path:
     return card
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("file", "kind"), [("graph.onnx", "onnx"), ("graph.pt2", "torch-export")])
 def test_an_exported_graph_gives_the_mask_of_the_network(
     exported: Path, file: str, kind: str, slide: Path, tmp_path: Path
@@ -152,6 +155,7 @@ def test_an_exported_graph_gives_the_mask_of_the_network(
     assert (mask != expected).sum() <= expected.size * 1e-4  # float ties
 
 
+@pytest.mark.slow
 def test_what_may_run_code_is_refused_until_it_is_trusted(exported: Path, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="reading .*graph.pt2 can run code that is in it; .* --trust-code"):
         import_checkpoint(exported / "graph.pt2", tmp_path / "graph.json")
@@ -198,6 +202,144 @@ def test_code_on_a_card_runs_only_where_it_is_trusted(
     assert report.mask_shape == (170, 150)
     with pytest.raises(ModelError, match="'python:lab_nets:none' is not found"):
         build_network("python:lab_nets:none", trust_code=True)
+
+
+class TwoScores(nn.Module):
+    """A network whose output is chosen by its arguments."""
+
+    def __init__(self, *, kind: str = "list", classes: int = 2) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, classes, 1)
+        self.kind = kind
+
+    def forward(self, image: Tensor) -> Any:
+        scores = self.conv(image)
+        made: dict[str, Any] = {
+            "list": [scores, scores.mean(dim=(2, 3))], "dict": {"out": scores}, "none": None, "empty": (),
+            "classes": scores.argmax(1, keepdim=True),
+        }  # fmt: skip
+        return made[self.kind]
+
+
+def two_scores(folder: Path, **arguments: Any) -> Path:
+    save_weights(TwoScores(**arguments), folder / "w.safetensors")
+    import_checkpoint(
+        folder / "w.safetensors", folder / "m.json", network="python:tests.test_foreign:TwoScores",
+        arguments=arguments, trust_code=True, overwrite=True,
+    )  # fmt: skip
+    return folder / "m.json"
+
+
+def test_a_network_that_returns_a_list_of_scores_and_diagnoses_runs(slide: Path, tmp_path: Path) -> None:
+    report = wsiseg.segment(slide, tmp_path / "o", two_scores(tmp_path), trust_code=True, **PLAIN)
+    assert report.execution["executor"] == "windowed"
+    assert report.diagnosis is not None
+    assert len(report.diagnosis.names) == 2
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("dict", "puts out dict; a score"), ("none", "puts out NoneType; a score"),
+        ("empty", "puts out tuple; a score"), ("classes", "puts out torch.int64; a score"),
+    ],
+)  # fmt: skip
+def test_what_is_no_score_is_refused_at_the_import(tmp_path: Path, kind: str, message: str) -> None:
+    with pytest.raises(ModelError, match=message):
+        two_scores(tmp_path, kind=kind)
+    assert not (tmp_path / "m.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"classes": 3}, r"puts out \(2, 384, 352\) scores for a window, its card says \(3, 384, 352\)"),
+        ({"diagnoses": ["a", "b", "c"]}, r"puts out \(2,\) diagnoses for a window, its card names 3"),
+        ({"windows": {"output_scale": 2}}, r"its card says \(2, 192, 176\)"),
+    ],
+)
+def test_a_card_that_does_not_fit_its_network_is_refused_before_anything_is_written(
+    slide: Path, tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    path = two_scores(tmp_path)
+    card = json.loads(path.read_text())
+    card["windows"] |= changes.get("windows", {})
+    if "classes" in changes:
+        card["classes"].append({"index": 2, "name": "third", "color": [1, 2, 3]})
+    card["diagnoses"] = changes.get("diagnoses", card["diagnoses"])
+    path.write_text(json.dumps(card))
+    options = PLAIN | {"executor": "windowed", "trust_code": True, "core": 320, "halo": 96}
+    with pytest.raises(ModelError, match=message):
+        wsiseg.segment(slide, tmp_path / "o", path, **options)
+    assert not (tmp_path / "o").exists()
+
+
+def test_an_import_replaces_a_card_only_when_told(tmp_path: Path) -> None:
+    path = two_scores(tmp_path)
+    with pytest.raises(ModelError, match="m.json is there already; use --overwrite"):
+        import_checkpoint(tmp_path / "w.safetensors", path, network="python:x:y", trust_code=True)
+    (tmp_path / "folder.json").mkdir()
+    with pytest.raises(ModelError, match="folder.json is there already"):
+        import_checkpoint(tmp_path / "w.safetensors", tmp_path / "folder.json", overwrite=True)
+    assert not (tmp_path / "folder.safetensors").exists()
+
+
+def onnx_file(path: Path, *, kind: int = 1, shape: tuple[Any, ...] = (1, 3, "h", "w")) -> Path:
+    """A 1 x 1 convolution of three channels to two."""
+    import onnx
+    from onnx import helper, numpy_helper
+
+    weight = numpy_helper.from_array(np.ones((2, 3, 1, 1), np.float32), "weight")
+    given = helper.make_tensor_value_info("image", kind, list(shape))
+    made = helper.make_tensor_value_info("scores", kind, None)
+    node = helper.make_node("Conv", ["image", "weight"], ["scores"])
+    graph = helper.make_graph([node], "graph", [given], [made], [weight])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    onnx.save(model, path)
+    return path
+
+
+def test_weights_that_a_graph_keeps_in_other_files_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import onnx
+
+    model = onnx.load(onnx_file(tmp_path / "one.onnx"))
+    onnx.save(model, tmp_path / "two.onnx", save_as_external_data=True, location="two.data", size_threshold=0)
+    assert (tmp_path / "two.data").exists()
+    monkeypatch.chdir(tmp_path)  # where ONNX Runtime would look
+    import_checkpoint(tmp_path / "one.onnx", tmp_path / "a.json")
+    with pytest.raises(ModelError, match="two.onnx is not an ONNX graph in one file"):
+        import_checkpoint(tmp_path / "two.onnx", tmp_path / "b.json")
+
+
+def test_graphs_with_other_inputs_are_refused_by_what_they_take(tmp_path: Path) -> None:
+    half_open = onnx_file(tmp_path / "half.onnx", shape=(1, 3, 128, "w"))
+    with pytest.raises(ModelError, match="some sides are fixed and some are open"):
+        import_checkpoint(half_open, tmp_path / "m.json")
+    free = onnx_file(tmp_path / "free.onnx", shape=(1, "c", "h", "w"))
+    with pytest.raises(ModelError, match="with a fixed number of channels are supported"):
+        import_checkpoint(free, tmp_path / "m.json")
+    odd = import_checkpoint(onnx_file(tmp_path / "ODD.ONNX", shape=(1, 3, 100, 100)), tmp_path / "odd.json")
+    assert (odd.windows.size, odd.windows.output_stride, odd.weights) == (100, 4, "odd.onnx")
+
+
+def test_more_windows_at_a_time_than_a_graph_takes_are_refused(slide: Path, tmp_path: Path) -> None:
+    import_checkpoint(onnx_file(tmp_path / "b.onnx", shape=(1, 3, 64, 64)), tmp_path / "b.json")
+    with pytest.raises(ModelError, match=r"cannot be run on 4 window\(s\) of 64 x 64 pixels"):
+        wsiseg.segment(slide, tmp_path / "o", tmp_path / "b.json", batch=4, **PLAIN)
+    assert not (tmp_path / "o").exists()
+
+
+def test_arguments_and_keys_that_make_no_network_are_one_sentence(tmp_path: Path) -> None:
+    for arguments in ({"classes": -1}, {"classes": 4, "ndim": 5}, {"classes": 4, "name": "a"}):
+        with pytest.raises(ModelError, match="'espnet' cannot be built with .*classes"):
+            build_network("espnet", **arguments)
+    torch.save({1: torch.zeros(1)}, tmp_path / "keys.pth")
+    with pytest.raises(ModelError, match="does not hold a mapping of names to tensors"):
+        import_checkpoint(tmp_path / "keys.pth", tmp_path / "m.json")
+    with pytest.raises(ModelError, match="--network, with --arguments, says what"):
+        import_checkpoint(tmp_path / "keys.pth", tmp_path / "m.json", arguments={"classes": 2})
 
 
 def test_graphs_that_cannot_be_run_are_one_sentence(tmp_path: Path) -> None:

@@ -156,7 +156,9 @@ def test_the_command_line_is_this() -> None:
         "demo": {"--out", "--json"},
         "models list": {"--json"},
         "models show": {"name", "--trust-code", "--json"},
-        "models import": {"checkpoint", "--out", "--network", "--arguments", "--trust-code", "--json"},
+        "models import": {
+            "checkpoint", "--out", "--network", "--arguments", "--trust-code", "--overwrite", "--json",
+        },
     }  # fmt: skip
 
 

@@ -221,6 +221,12 @@ def test_a_card_whose_windows_cannot_be_is_refused() -> None:
         WindowSpec(**windows)
     with pytest.raises(ValueError, match=r"windows of 384 pixels only; core 256 \+ 2 x halo 32 makes 320"):
         WindowSpec(**windows, size=384, core=256, halo=32)
+    for region in ((-5, 900), (0, 0), (63, 400)):
+        with pytest.raises(ValueError, match="lies outside a window of 384 pixels"):
+            WindowSpec(**windows, size=384, core=256, halo=64, output_region=region)
+    for changes in ({"background": -1}, {"axes": "foo"}):
+        with pytest.raises(ValueError, match=r"background|axes"):
+            ModelCard.model_validate(json.loads(card_of(4).model_dump_json()) | changes)
 
 
 @pytest.mark.parametrize("name", sorted(set(NETWORKS) - {"espnet", "espnet3d"}))

@@ -251,6 +251,7 @@ def models_import(
     trust_code: Annotated[
         bool, typer.Option("--trust-code", help="Run code in a .pt2 file or a named module.")
     ] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a card that is there.")] = False,
     json: JsonFlag = False,
 ) -> None:
     """Turn a checkpoint, or an exported graph (.onnx, .pt2), into weights and a card.
@@ -260,7 +261,12 @@ def models_import(
     from wsiseg.models.importing import import_checkpoint
 
     card = import_checkpoint(
-        checkpoint, out, network=network, arguments=_json_object(arguments), trust_code=trust_code
+        checkpoint,
+        out,
+        network=network,
+        arguments=_json_object(arguments),
+        trust_code=trust_code,
+        overwrite=overwrite,
     )
     _print_json(card.model_dump(mode="json")) if json else display.print_card(card)
 

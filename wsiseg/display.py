@@ -116,7 +116,8 @@ def print_report(report: Report) -> None:
 
 def print_diagnosis(diagnosis: DiagnosisReport) -> None:
     """Mean and highest probability of every diagnosis."""
-    table = Table(f"of {diagnosis.windows} windows", "mean probability", "highest")
+    windows = f"{diagnosis.windows} window{'' if diagnosis.windows == 1 else 's'}"
+    table = Table(f"of {windows}", "mean probability", "highest")
     for name, mean, highest in zip(diagnosis.names, diagnosis.mean, diagnosis.highest, strict=True):
         table.add_row(name, f"{mean:.3f}", f"{highest:.3f}")
     console = _console()
@@ -203,7 +204,8 @@ def print_facts(facts: Facts) -> None:
         if known
         else "not counted: the graph is exported"
     )
-    _console().print(f"parameters   {facts.parameters:,}\ncost         {cost}")
+    parameters = "not counted" if facts.parameters is None else f"{facts.parameters:,}"
+    _console().print(f"parameters   {parameters}\ncost         {cost}")
 
 
 def verify(store: Path) -> list[str]:

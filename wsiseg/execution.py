@@ -6,6 +6,7 @@ import logging
 import math
 from typing import Any
 
+import numpy as np
 import torch
 
 from wsiseg.config import SegmentConfig
@@ -15,6 +16,7 @@ from wsiseg.execute.schedule import Schedule, make_schedule, memory_bytes
 from wsiseg.execute.streaming import Streaming, padded, streaming_settings
 from wsiseg.execute.windowed import Windowed, one_window_shape, window_settings
 from wsiseg.models.card import ModelCard, check_size
+from wsiseg.models.foreign import in_short
 from wsiseg.models.graph import NetworkGraph
 from wsiseg.models.registry import structure
 from wsiseg.predict import NetworkPredictor, free_memory_bytes
@@ -179,6 +181,27 @@ def _check_output(schedule: Schedule, card: ModelCard, shape: tuple[int, ...]) -
         raise ModelError(
             f"its output for an image of {shape} pixels is {made}, not a score per class and pixel"
         )
+
+
+def try_execution(execution: dict[str, Any], predictor: NetworkPredictor) -> None:
+    """Run one batch of empty windows, before anything is written. Raises ModelError.
+
+    What streams was followed layer by layer, and needs no trial.
+    """
+    if execution["executor"] == "streaming":
+        return
+    sides = [c + 2 * h for c, h in zip(execution["core"], execution["halo"], strict=True)]
+    images = np.zeros((execution["batch"], predictor.card.channels, *sides), np.uint8)
+    try:
+        predictor(images)
+    except ModelError:
+        raise
+    except Exception as err:  # noqa: BLE001 - what others' networks raise is theirs to choose
+        shape = " x ".join(map(str, sides))
+        raise ModelError(
+            f"model {predictor.card.name} cannot be run on {execution['batch']} window(s) of {shape} "
+            f"pixels: {in_short(err)}"
+        ) from None
 
 
 def make_executor(

@@ -17,11 +17,10 @@ from wsiseg.classes import VOID
 from wsiseg.config import make_config
 from wsiseg.diagnosis import gather
 from wsiseg.execute.base import to_level0
-from wsiseg.execution import make_executor
+from wsiseg.execution import make_executor, try_execution
 from wsiseg.geometry import Region
-from wsiseg.models.registry import load_network
 from wsiseg.plan import plan_of
-from wsiseg.predict import keep_memory, load_predictor, use_threads
+from wsiseg.predict import NetworkPredictor, keep_memory, load_predictor, use_threads
 from wsiseg.prepare import (
     Job,
     Request,
@@ -79,9 +78,8 @@ def segment(
         logger.info("%s: the result will take about %.2f GB", request.case, needed / 1e9)
     plan = store_plan(job, recorded)
     if recorded is None:
-        load_network(
-            job.model, trust_code=job.config.trust_code
-        )  # nothing is begun, or overwritten, that could not be carried through
+        # Nothing is begun, or overwritten, that could not be carried through.
+        try_execution(plan.execution, _predictor(job, plan.execution))
         remove_stale(request)
     store = CaseStore.create_or_resume(request.store, plan, overwrite=overwrite)
     if store.completion() is not None:
@@ -107,8 +105,7 @@ def _segment_rows(
         views = Views(job, stack)
         wanted = wanted_regions(job, tissue)
         execution = store.plan.execution
-        use_threads(execution["threads"])
-        predictor = load_predictor(job.model, execution["device_name"], trust_code=job.config.trust_code)
+        predictor = _predictor(job, execution)
         stats = _stats(job, store, views, wanted)
         shape, from_shape = store.plan.shape, job.choice.geometry.shape
         executor = make_executor(execution, predictor.for_case(stats), job.config, from_shape)
@@ -125,6 +122,12 @@ def _segment_rows(
             views.forget(
                 executor.first_row_read(next_row), image_row=pieces[-1].rows.stop if pieces else None
             )
+
+
+def _predictor(job: Job, execution: dict[str, Any]) -> NetworkPredictor:
+    """The model of a job on the device and with the threads of a plan."""
+    use_threads(execution["threads"])
+    return load_predictor(job.model, execution["device_name"], trust_code=job.config.trust_code)
 
 
 def finish_mask(

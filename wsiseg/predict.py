@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from wsiseg.errors import UsageError
+from wsiseg.errors import ModelError, UsageError
 from wsiseg.models.card import ModelCard
 from wsiseg.models.inference import for_inference
 from wsiseg.models.layers import LINEAR
@@ -68,8 +68,9 @@ class NetworkPredictor:
     def outputs(self, inputs: Tensor) -> Outputs:
         """Scores (B, K, *window) on the grid of the inputs, and the probabilities of the diagnoses (B, D)."""
         made = self.network(inputs)
-        scores, *others = made if isinstance(made, tuple) else (made,)  # (B, K, *window / scale)
+        scores, *others = made if isinstance(made, tuple | list) else (made,)  # (B, K, *window / scale)
         windows = self.card.windows
+        self._check(scores, others, inputs)
         if windows.output_scale != 1:
             scores = functional.interpolate(
                 scores,
@@ -84,6 +85,25 @@ class NetworkPredictor:
         # What a network returns besides is not for the mask, and is named on the card or left.
         per_window = {"diagnosis": others[0].softmax(dim=1)} if self.card.diagnoses else {}
         return Outputs(torch.as_tensor(scores), per_window)
+
+    def _check(self, scores: Tensor, others: list[Any], inputs: Tensor) -> None:
+        """Raises ModelError where the network puts out something else than its card says."""
+        card, windows = self.card, self.card.windows
+        sides = tuple(n // windows.output_scale for n in inputs.shape[2:])
+        if windows.output_region is not None:
+            sides = (windows.output_region[1],) * len(sides)
+        expected = (len(card.classes), *sides)
+        if tuple(scores.shape[1:]) != expected:
+            raise ModelError(
+                f"model {card.name} puts out {tuple(scores.shape[1:])} scores for a window, its card says "
+                f"{expected}: classes, then sides"
+            )
+        found = tuple(others[0].shape[1:]) if others and isinstance(others[0], Tensor) else ()
+        if card.diagnoses and found != (len(card.diagnoses),):
+            raise ModelError(
+                f"model {card.name} puts out {found or 'no'} diagnoses for a window, its card names "
+                f"{len(card.diagnoses)}"
+            )
 
     def __call__(self, images: NDArray[np.uint8]) -> Outputs:
         with torch.inference_mode():

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, ValidationError, model_validator
 
 from wsiseg.classes import MaskClass
 from wsiseg.errors import ModelError
+from wsiseg.files import write_whole
 
 RESEARCH_USE = "research use only, not for diagnosis"
 
@@ -24,6 +26,12 @@ class NetworkSpec(_Frozen):
     name: str
     arguments: dict[str, Any] = Field(default_factory=dict)
 
+    @model_validator(mode="after")
+    def _no_options(self) -> Self:
+        if "trust_code" in self.arguments:
+            raise ValueError("trust_code is the user's to give, not a card's")
+        return self
+
 
 class Preprocessing(_Frozen):
     """From pixels as read to the network's input: (pixel - mean) / std * factor, per channel."""
@@ -33,7 +41,7 @@ class Preprocessing(_Frozen):
         "card", description="mean and std from this card, or from the tissue of each case"
     )
     mean: tuple[float, ...] = Field((0.0, 0.0, 0.0), description="in channel_order, 0..255")
-    std: tuple[float, ...] = Field((255.0, 255.0, 255.0), description="in channel_order, 0..255")
+    std: tuple[PositiveFloat, ...] = Field((255.0, 255.0, 255.0), description="in channel_order, 0..255")
     factor: float = Field(1.0, description="applied last")
 
 
@@ -71,7 +79,7 @@ class WindowSpec(_Frozen):
         None, description="first pixel of a window that gets scores, and how many do; None: all of them"
     )
     core: int = Field(1024, gt=0)
-    halo: int | None = Field(None, description="default; None: not measured, exact_halo serves")
+    halo: int | None = Field(None, ge=0, description="default; None: not measured, exact_halo serves")
     taper: int = Field(0, ge=0, description="default half-width of the cross-fade over core borders")
     measured_on: str = Field("", description="image and settings of the table below")
     agreement: tuple[HaloAgreement, ...] = ()
@@ -80,8 +88,13 @@ class WindowSpec(_Frozen):
     def _consistent(self) -> Self:
         if self.halo is None and self.exact_halo is None:
             raise ValueError("a network for which no halo is exact needs a halo")
+        side = self.core + 2 * (self.halo or 0)
         if self.size is not None:
             check_size(self.size, core=self.core, halo=self.halo or 0)
+        if self.output_region is not None:
+            first, count = self.output_region
+            if first < 0 or count < 1 or first + count > side:
+                raise ValueError(f"output_region {self.output_region} lies outside a window of {side} pixels")
         return self
 
 
@@ -102,13 +115,13 @@ class ModelCard(_Frozen):
     network: NetworkSpec
     weights: str = Field(description="file name of the safetensors beside this card")
     sha256: str = Field(description="of the weights file")
-    axes: str = "yx"
-    channels: int = 3
+    axes: Literal["yx", "zyx"] = "yx"
+    channels: int = Field(3, gt=0)
     classes: tuple[MaskClass, ...]
     diagnoses: tuple[str, ...] = Field(
         (), description="what the network's second output says of a whole window, one probability each"
     )
-    background: int | None = Field(0, description="class of glass; None: no tissue filter")
+    background: int | None = Field(0, ge=0, description="class of glass; None: no tissue filter")
     spacing: Spacing | None = Field(None, description="None: pixels are used as they are")
     preprocessing: Preprocessing
     windows: WindowSpec
@@ -139,6 +152,10 @@ class ModelCard(_Frozen):
             include={"network", "sha256", "axes", "channels", "classes", "background",
                      "spacing", "preprocessing", "scores"}
         )  # fmt: skip
+        # What only some networks have counts where it is there: other cards keep their identity.
+        special = (self.diagnoses, self.windows.output_scale, self.windows.output_region)
+        if special != ((), 1, None):
+            decisive += json.dumps(special)
         return hashlib.sha256(decisive.encode()).hexdigest()
 
 
@@ -156,7 +173,7 @@ def read_card(path: Path) -> ModelCard:
 
 def write_card(card: ModelCard, path: Path) -> None:
     """Write a card as indented JSON."""
-    path.write_text(card.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    write_whole(path, (card.model_dump_json(indent=2) + "\n").encode())
 
 
 def sha256_of(path: Path) -> str:

@@ -15,7 +15,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from wsiseg.errors import ModelError
 from wsiseg.models.card import ModelCard
-from wsiseg.models.registry import load_network, structure
+from wsiseg.models.foreign import EXPORTED, in_short
+from wsiseg.models.registry import card_path, load_network, structure
+from wsiseg.models.weights import check_weights
 
 MEGA = 1e6
 
@@ -24,7 +26,8 @@ MEGA = 1e6
 class Facts:
     """Figures of a network for a window of `window` pixels."""
 
-    parameters: int
+    parameters: int | None
+    """None: an exported graph keeps them to itself."""
     window: tuple[int, ...]
     gmacs_per_megapixel: float | None
     """Billions of multiply-accumulates per million input pixels (voxels); None: cannot be counted."""
@@ -77,8 +80,9 @@ def network_facts(network: nn.Module, window: tuple[int, ...], *, channels: int)
         with torch.no_grad(), alive:
             network(torch.empty(1, channels, *window, device="meta"))
     except (RuntimeError, ValueError, TypeError, NotImplementedError) as err:
-        reason = " ".join(str(err).split())[:200]
-        raise ModelError(f"the network's cost for {window} pixels cannot be counted: {reason}") from None
+        raise ModelError(
+            f"the network's cost for {window} pixels cannot be counted: {in_short(err)}"
+        ) from None
     return Facts(
         parameters,
         window,
@@ -91,10 +95,9 @@ def card_facts(card: ModelCard, model: str, *, trust_code: bool = False) -> Fact
     """Figures of a card's network for its own windows. Raises ModelError."""
     side = card.windows.core + 2 * (card.windows.halo or 0)
     window = (side,) * len(card.axes)
-    try:
-        network = structure(card, trust_code=trust_code)
-    except ModelError:
-        # An exported graph is not taken apart; its file says how many numbers it holds.
-        network = load_network(model, trust_code=trust_code)
-        return Facts(sum(p.numel() for p in network.parameters()), window, None, None)
+    if card.network.name in EXPORTED.values():
+        load_network(model, trust_code=trust_code)
+        return Facts(None, window, None, None)
+    check_weights(card_path(model).parent / card.weights, sha256=card.sha256)
+    network = structure(card, trust_code=trust_code)
     return network_facts(network, window, channels=card.channels)

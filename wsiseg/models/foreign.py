@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import logging
+import tempfile
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +21,7 @@ CODE = "python:"
 EXPORTED = {".onnx": "onnx", ".pt2": "torch-export"}
 """Files that hold graph and weights, and the names that they have on a card."""
 # What constructors of networks raise for arguments that do not suit them.
-_REFUSALS = (TypeError, ValueError, KeyError, IndexError, AttributeError, AssertionError, RuntimeError)
+REFUSALS = (TypeError, ValueError, KeyError, IndexError, AttributeError, AssertionError, RuntimeError)
 
 
 def is_foreign(name: str) -> bool:
@@ -36,9 +39,8 @@ def build_foreign(name: str, arguments: dict[str, Any], *, trust_code: bool) -> 
         network = make(**arguments)
     except ImportError as err:
         raise ModelError(f"network {name!r} needs a library that is not installed: {err}") from None
-    except _REFUSALS as err:
-        reason = " ".join(str(err).split()) or type(err).__name__
-        raise ModelError(f"network {name!r} cannot be built: {reason}") from None
+    except (Exception, SystemExit) as err:  # noqa: BLE001 - what others' code ends in is theirs to choose
+        raise ModelError(f"network {name!r} cannot be built: {in_short(err)}") from None
     if not isinstance(network, nn.Module):
         raise ModelError(f"network {name!r} gave {type(network).__name__}, not a torch module")
     return network
@@ -63,10 +65,15 @@ def _of_code(name: str, *, trust_code: bool) -> Any:
         )
     try:
         return getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError, ValueError) as err:
+    except (Exception, SystemExit) as err:  # noqa: BLE001 - it runs the module
         raise ModelError(
-            f"network {name!r} is not found: {err}; write python:package.module:function"
+            f"network {name!r} is not found: {in_short(err)}; write python:package.module:function"
         ) from None
+
+
+def in_short(err: BaseException) -> str:
+    """The text of an error in one line of at most 200 letters."""
+    return " ".join(str(err).split())[:200] or type(err).__name__
 
 
 class ExportedGraph(nn.Module):
@@ -77,6 +84,21 @@ class ExportedGraph(nn.Module):
 
     def __deepcopy__(self, memo: Any) -> ExportedGraph:
         return self  # it holds no state, and its runtime may not be copied
+
+    def _take_shape(self, path: Path, shape: Sequence[Any]) -> None:
+        """Keep what the graph says of its input (B, C, *axes). Raises ModelError."""
+        if len(shape) < 3 or not isinstance(shape[1], int):
+            raise ModelError(
+                f"{path} takes {list(shape)}; images of shape (batch, channels, ...) with a fixed number "
+                "of channels are supported"
+            )
+        sides = shape[2:]
+        fixed = [n for n in sides if isinstance(n, int)]
+        if fixed and len(fixed) < len(sides):
+            raise ModelError(f"{path} takes {list(shape)}: some sides are fixed and some are open")
+        self.channels, self.ndim = shape[1], len(sides)
+        if fixed:
+            self.input_size = tuple(fixed)
 
 
 class OnnxNetwork(ExportedGraph):
@@ -90,26 +112,28 @@ class OnnxNetwork(ExportedGraph):
             raise ModelError(f"{path} needs ONNX Runtime; install it: pip install 'wsiseg[onnx]'") from None
         options = runtime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
-        try:
-            # From memory: a graph can name files for its weights, which could lie anywhere.
-            self._session = runtime.InferenceSession(
-                path.read_bytes(), options, providers=["CPUExecutionProvider"]
-            )
-        except OSError as err:
-            raise ModelError(f"cannot read {path}: {err.strerror}") from None
-        except Exception as err:  # noqa: BLE001 - the classes of its errors are not public
-            reason = " ".join(str(err).split())[:200]
-            raise ModelError(f"{path} is not an ONNX graph in one file that can be run: {reason}") from None
+        options.log_severity_level = 3  # its warnings are not for users
+        # A graph can name files for its weights, which no hash on the card covers. They are looked for
+        # in a folder in which there are none.
+        key = "session.model_external_initializers_file_folder_path"
+        with tempfile.TemporaryDirectory() as nowhere:
+            options.add_session_config_entry(key, nowhere)
+            try:
+                self._session = runtime.InferenceSession(
+                    path.read_bytes(), options, providers=["CPUExecutionProvider"]
+                )
+            except OSError as err:
+                raise ModelError(f"cannot read {path}: {err.strerror}") from None
+            except Exception as err:  # noqa: BLE001 - the classes of its errors are not public
+                raise ModelError(
+                    f"{path} is not an ONNX graph in one file that can be run: {in_short(err)}"
+                ) from None
         inputs = self._session.get_inputs()
-        if len(inputs) != 1 or "float" not in inputs[0].type:
-            raise ModelError(f"{path} must take one image of float32, it takes {len(inputs)} inputs")
+        if len(inputs) != 1 or inputs[0].type != "tensor(float)":
+            kinds = ", ".join(i.type for i in inputs)
+            raise ModelError(f"{path} must take one image of float32, tensor(float); it takes {kinds}")
         self._input = inputs[0].name
-        _, self.channels, *sides = inputs[0].shape  # names where the graph leaves a size open
-        if not isinstance(self.channels, int):
-            raise ModelError(f"{path} leaves the number of its channels open")
-        self.ndim = len(sides)
-        if all(isinstance(n, int) for n in sides):
-            self.input_size = tuple(sides)
+        self._take_shape(path, inputs[0].shape)  # names where the graph leaves a size open
 
     def forward(self, images: Tensor) -> Tensor | tuple[Tensor, ...]:
         _check_numbers(images)
@@ -130,6 +154,8 @@ class TorchExportNetwork(ExportedGraph):
             raise ModelError(
                 f"reading {path} can run code that is in it; if you trust it, say so with --trust-code"
             )
+        torchs_own = logging.getLogger("torch.export")
+        torchs_own.disabled = True  # it logs a traceback before it raises
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # torch's own, of its own parts
@@ -138,12 +164,11 @@ class TorchExportNetwork(ExportedGraph):
             image = next(iter(program.graph_signature.user_inputs))
             shape = next(n for n in program.graph.nodes if n.name == image).meta["val"].shape
         except Exception as err:  # noqa: BLE001 - a damaged archive fails anywhere
-            reason = " ".join(str(err).split())[:200]
-            raise ModelError(f"{path} is not a graph of torch.export: {reason}") from None
+            raise ModelError(f"{path} is not a graph of torch.export: {in_short(err)}") from None
+        finally:
+            torchs_own.disabled = False
         self._run = [module]  # in a list: an exported module refuses eval() and device moves
-        self.channels, self.ndim = int(shape[1]), len(shape) - 2
-        if all(isinstance(n, int) for n in shape[2:]):
-            self.input_size = tuple(shape[2:])
+        self._take_shape(path, shape)
 
     def forward(self, images: Tensor) -> Any:
         _check_numbers(images)

@@ -45,6 +45,8 @@ class NetworkGraph:
 
     def __init__(self, network: nn.Module, *, enlarge: int = 1, ndim: int = 2) -> None:
         self.layers, self.outputs = trace(network)
+        if not self.outputs:
+            raise ModelError("the network puts out no tensor")
         if enlarge > 1:
             self._append_resize(enlarge, ndim)
         self.scales = tuple(self._scales(axis=0))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-import shutil
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,9 @@ from torch import nn
 
 from wsiseg.classes import anonymous_classes
 from wsiseg.errors import ModelError
-from wsiseg.files import writing
+from wsiseg.files import write_whole, writing
 from wsiseg.models.card import ModelCard, NetworkSpec, Preprocessing, WindowSpec, sha256_of, write_card
-from wsiseg.models.foreign import EXPORTED, load_exported
+from wsiseg.models.foreign import EXPORTED, in_short, load_exported
 from wsiseg.models.graph import NetworkGraph
 from wsiseg.models.originals import recognise
 from wsiseg.models.registry import build_network
@@ -23,7 +23,7 @@ from wsiseg.models.weights import fill, read_checkpoint, save_weights
 
 AXES = {2: "yx", 3: "zyx"}
 FIXED_STRIDE = 8
-"""Of windows for a network that takes one size, and so knows no other grid than its window's."""
+"""Of windows for a network that takes one size, where 8 divides it: it knows no grid but its window's."""
 STRIDE = 32
 """Of windows for a network whose stride is not known: what five halvings ask for."""
 WINDOWS = {2: {"core": 320, "halo": 96, "taper": 32}, 3: {"core": 64, "halo": 32, "taper": 8}}
@@ -48,6 +48,7 @@ def import_checkpoint(
     network: str | None = None,
     arguments: dict[str, Any] | None = None,
     trust_code: bool = False,
+    overwrite: bool = False,
 ) -> ModelCard:
     """Write the card at `card` (.json) and the weights beside it. Raises ModelError.
 
@@ -58,7 +59,14 @@ def import_checkpoint(
     """
     if card.suffix != ".json":
         raise ModelError(f"a card is a .json file, got {card}")
-    if checkpoint.suffix in EXPORTED:
+    if card.exists() and not (overwrite and card.is_file()):
+        raise ModelError(f"{card} is there already; use --overwrite to replace it, or another --out")
+    suffix = checkpoint.suffix.lower()
+    if (suffix in EXPORTED and network is not None) or (network is None and arguments):
+        raise ModelError(
+            "--network, with --arguments, says what a checkpoint belongs to that its keys do not tell"
+        )
+    if suffix in EXPORTED:
         found = _exported(checkpoint, trust_code=trust_code)
     elif network is not None:
         found = _named(checkpoint, network, arguments or {}, trust_code=trust_code)
@@ -66,14 +74,14 @@ def import_checkpoint(
         found = _recognised(checkpoint)
     spec = window_spec(found.network, ndim=found.ndim)
     classes, diagnoses = _try(found, spec, name=str(checkpoint))
-    weights = card.with_suffix(checkpoint.suffix if checkpoint.suffix in EXPORTED else ".safetensors")
+    weights = card.with_suffix(suffix if suffix in EXPORTED else ".safetensors")
     with writing(card):
         card.parent.mkdir(parents=True, exist_ok=True)
-        if checkpoint.suffix not in EXPORTED:
+        if suffix not in EXPORTED:
             sha256 = save_weights(found.network, weights)
         else:
             if weights.resolve() != checkpoint.resolve():
-                shutil.copyfile(checkpoint, weights)
+                write_whole(weights, checkpoint.read_bytes())
             sha256 = sha256_of(weights)
     made = ModelCard(
         name=card.stem,
@@ -128,8 +136,10 @@ def _named(checkpoint: Path, name: str, arguments: dict[str, Any], *, trust_code
 
 def _exported(checkpoint: Path, *, trust_code: bool) -> Imported:
     if not checkpoint.is_file():
-        raise ModelError(f"no such checkpoint: {checkpoint}")
-    name = EXPORTED[checkpoint.suffix]
+        raise ModelError(
+            f"{checkpoint} is no file" if checkpoint.exists() else f"no such checkpoint: {checkpoint}"
+        )
+    name = EXPORTED[checkpoint.suffix.lower()]
     network = load_exported(name, checkpoint, trust_code=trust_code)
     if network.ndim not in AXES:
         raise ModelError(f"{checkpoint} takes images of {network.ndim} axes; 2 and 3 are supported")
@@ -153,9 +163,13 @@ def _try(found: Imported, windows: WindowSpec, *, name: str) -> tuple[int, int]:
         with torch.inference_mode():
             made = found.network(torch.zeros(1, found.channels, *(side,) * found.ndim))
     except Exception as err:  # noqa: BLE001 - what others' networks raise is theirs to choose
-        reason = " ".join(str(err).split())[:200]
-        raise ModelError(f"{name} cannot be run on a window of {side} pixels a side: {reason}") from None
-    scores, *others = made if isinstance(made, tuple | list) else (made,)
+        raise ModelError(
+            f"{name} cannot be run on a window of {side} pixels a side: {in_short(err)}"
+        ) from None
+    scores, *others = made if isinstance(made, tuple | list) and made else (made,)
+    if not isinstance(scores, torch.Tensor) or not scores.is_floating_point():
+        kind = scores.dtype if isinstance(scores, torch.Tensor) else type(scores).__name__
+        raise ModelError(f"{name} puts out {kind}; a score for every class and pixel is needed")
     expected = side // windows.output_scale
     if windows.output_region is not None:
         expected = windows.output_region[1]
@@ -195,11 +209,11 @@ def _only_size(network: Any) -> WindowSpec:
     first, count = 0, size
     if hasattr(network, "output_offset"):
         first, count = region = network.output_offset[0], network.output_size[0]
-    taper = size // 16
+    stride, taper = math.gcd(size, FIXED_STRIDE), size // 16
     unscored = max(first, size - first - count)
-    halo = -(-max(unscored + taper, size // 6) // FIXED_STRIDE) * FIXED_STRIDE
+    halo = -(-max(unscored + taper, size // 6) // stride) * stride
     return WindowSpec(
-        output_stride=FIXED_STRIDE, receptive_field=None, exact_halo=None, size=size,
+        output_stride=stride, receptive_field=None, exact_halo=None, size=size,
         output_region=region, core=size - 2 * halo, halo=halo, taper=taper,
     )  # fmt: skip
 

@@ -18,7 +18,9 @@ from wsiseg.models.foreign import (
     EXPORTED,
     MONAI,
     MONAI_NETWORKS,
+    REFUSALS,
     build_foreign,
+    in_short,
     is_foreign,
     load_exported,
 )
@@ -41,7 +43,7 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
 }
 
 
-def build_network(name: str, *, trust_code: bool = False, **arguments: Any) -> nn.Module:
+def build_network(name: str, /, *, trust_code: bool = False, **arguments: Any) -> nn.Module:
     """A network with torch's default weights, in training mode.
 
     `"espnet"` takes classes, channels=3, p=2, q=3, variant="A" | "B" | "C", ndim=2.
@@ -62,8 +64,8 @@ def build_network(name: str, *, trust_code: bool = False, **arguments: Any) -> n
         raise ModelError(f"unknown network {name!r}; known are: {', '.join(known)}")
     try:
         return NETWORKS[name](**arguments)
-    except (TypeError, ValueError) as err:
-        raise ModelError(f"network {name!r} cannot be built: {err}") from None
+    except REFUSALS as err:
+        raise ModelError(f"network {name!r} cannot be built with {arguments}: {in_short(err)}") from None
 
 
 def zoo_names() -> list[str]:

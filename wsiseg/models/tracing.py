@@ -69,6 +69,8 @@ def trace(network: nn.Module) -> tuple[tuple[Layer, ...], tuple[int, ...]]:
         traced = fx.GraphModule(network, _Tracer().trace(network))
     except _UNTRACEABLE as err:
         reason = next(iter(str(err).strip().splitlines()), type(err).__name__)
+        if "Proxy" in reason or "symbolically traced" in reason:
+            reason = "what it does depends on the size or the values of its image"
         raise ModelError(f"{type(network).__name__}.forward cannot be followed: {reason}") from None
     modules = dict(traced.named_modules())
     layers: list[Layer] = []

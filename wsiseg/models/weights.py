@@ -14,13 +14,21 @@ from torch import Tensor, nn
 from wsiseg.errors import ModelError
 from wsiseg.models.card import sha256_of
 
+STATES = ("state_dict", "model_state_dict", "model")
+"""Where training programs keep the tensors of a network."""
+
 
 def save_weights(network: nn.Module, path: Path) -> str:
     """Write a network's weights as safetensors; returns the file's sha256."""
     # Cloned: safetensors refuses weights that a network holds under two names.
     state = {k: v.detach().cpu().contiguous().clone() for k, v in network.state_dict().items()}
-    save_file(state, path)
-    path.chmod(0o644)  # safetensors leaves files that only their owner may read
+    partial = path.with_name(path.name + ".partial")
+    try:
+        save_file(state, partial)
+    except SafetensorError as err:
+        raise ModelError(f"cannot write {partial}: {err}") from None
+    partial.chmod(0o644)  # safetensors leaves files that only their owner may read
+    partial.replace(path)
     return sha256_of(path)
 
 
@@ -74,7 +82,7 @@ def fill(network: nn.Module, state: Mapping[str, Tensor], *, name: str) -> None:
 def read_checkpoint(path: Path) -> dict[str, Tensor]:
     """Tensors of a torch checkpoint, on the CPU; no code in the file is run. Raises ModelError."""
     if not path.is_file():
-        raise ModelError(f"no such checkpoint: {path}")
+        raise ModelError(f"{path} is no file" if path.exists() else f"no such checkpoint: {path}")
     if path.suffix == ".safetensors":
         return read_safetensors(path)
     try:
@@ -84,7 +92,15 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
             f"{path} is not a checkpoint that loads without running code: it is damaged, no torch file, "
             "or holds more than tensors"
         ) from None
-    state = loaded.get("state_dict", loaded) if isinstance(loaded, Mapping) else None
-    if not isinstance(state, Mapping) or not state or not all(isinstance(v, Tensor) for v in state.values()):
-        raise ModelError(f"{path} does not hold a mapping of names to tensors")
+    state = loaded
+    if isinstance(loaded, Mapping):
+        state = next((loaded[name] for name in STATES if name in loaded), loaded)
+    if (
+        not isinstance(state, Mapping)
+        or not state
+        or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items())
+    ):
+        raise ModelError(
+            f"{path} does not hold a mapping of names to tensors, alone or under {', '.join(STATES)}"
+        )
     return {key.removeprefix("module."): value for key, value in state.items()}
