@@ -212,10 +212,17 @@ def test_a_blank_slide_ends_with_background_and_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     blank = write_tiff(tmp_path / "blank.tif", np.full((300, 260, 3), 238, np.uint8))
-    from wsiseg.predict import NetworkPredictor
+    from wsiseg.predict import NetworkPredictor, Outputs
 
-    monkeypatch.setattr(NetworkPredictor, "__call__", None)
+    original, seen = NetworkPredictor.__call__, []
+
+    def kept(self: NetworkPredictor, images: NDArray[np.uint8]) -> Outputs:
+        seen.append(images.any())
+        return original(self, images)
+
+    monkeypatch.setattr(NetworkPredictor, "__call__", kept)
     report = wsiseg.segment(blank, tmp_path, **SMALL)
+    assert seen == [False]  # the trial, a window of zeros
     assert not mask_of(report).any()
     assert report.tissue_share == 0.0
     assert "no tissue was found: the whole mask is background" in report.remarks
