@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import logging
-import math
-import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,34 +14,31 @@ from wsiseg.errors import ManifestError
 from wsiseg.files import writing
 from wsiseg.manifest import read_manifest
 from wsiseg.metrics import ConfusionMatrix, Scores, score
-from wsiseg.models.card import ModelCard, write_card
-from wsiseg.models.importing import window_spec
 from wsiseg.models.registry import build_network
-from wsiseg.models.weights import save_weights
 from wsiseg.preprocess import apply, fit
 from wsiseg.training.loss import class_weights, weighted_cross_entropy
+from wsiseg.training.outcome import Steps, loss_log, write_model
 from wsiseg.training.patches import PatchSampler, TrainingCase, open_cases
-from wsiseg.training.run import RunFile, write_run
-
-logger = logging.getLogger(__name__)
-
-Steps = Callable[[Iterable[int]], Iterable[int]]
-"""Wraps the steps of one training, to show progress."""
-
-LOG_EVERY = 20
+from wsiseg.training.run import AnyRun, RunFile, write_run
+from wsiseg.training.volume_loop import train_volumes
 
 
-def train(
-    run: RunFile, *, progress: Callable[[str, Iterable[int], int], Iterable[int]] | None = None
-) -> Path:
+def train(run: AnyRun, *, progress: Callable[[str, Iterable[int], int], Iterable[int]] | None = None) -> Path:
     """Train what a run describes; returns the path of the card.
 
-    With `leave_one_patient_out` one more network is trained without each patient and scored on what
-    it has not seen; those scores go on the card. Raises WsisegError where the run cannot be used.
+    Volumes are scored on the cases whose split is validation. On pictures, with
+    `leave_one_patient_out` one more network is trained without each patient and scored on what it has
+    not seen; those scores go on the card. Raises WsisegError where the run cannot be used.
     """
     if run.threads is not None:
         torch.set_num_threads(run.threads)
-    cases = open_cases(read_manifest(run.manifest, root=run.root), run.mask_classes, mpp=run.spacing.value)
+    if not isinstance(run, RunFile):
+        return train_volumes(
+            run, steps=lambda s: s if progress is None else progress("volumes", s, run.steps)
+        )
+    mpp = run.spacing.value
+    assert not isinstance(mpp, tuple)  # the run was checked
+    cases = open_cases(read_manifest(run.manifest, root=run.root), run.mask_classes, mpp=mpp)
     with writing(run.out):
         run.out.mkdir(parents=True, exist_ok=True)
 
@@ -109,10 +102,7 @@ def train_network(run: RunFile, cases: Sequence[TrainingCase], *, log: Path, ste
     optimiser = torch.optim.AdamW(network.parameters(), weight_decay=run.weight_decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, max_lr=run.learning_rate, total_steps=run.steps)
     network.train()
-    start, losses = time.monotonic(), []
-    with log.open("w", newline="", encoding="utf-8") as stream:
-        table = csv.writer(stream)
-        table.writerow(["step", "loss", "learning_rate", "seconds"])
+    with loss_log(log, run) as note:
         for step in steps(range(1, run.steps + 1)):
             images, truth = sampler.batch(run.batch, rng)
             inputs = apply(images, None, run.preprocessing).contiguous(memory_format=torch.channels_last)
@@ -121,16 +111,7 @@ def train_network(run: RunFile, cases: Sequence[TrainingCase], *, log: Path, ste
             loss.backward()
             optimiser.step()
             schedule.step()
-            losses.append(loss.item())
-            if not math.isfinite(losses[-1]):
-                raise ManifestError(
-                    f"the loss is not finite at step {step}; lower learning_rate {run.learning_rate}"
-                )
-            if step % LOG_EVERY == 0 or step == run.steps:
-                rate, seconds = schedule.get_last_lr()[0], time.monotonic() - start
-                table.writerow([step, f"{np.mean(losses):.5f}", f"{rate:.6f}", f"{seconds:.1f}"])
-                stream.flush()
-                losses = []
+            note(step, loss.item(), float(schedule.get_last_lr()[0]))
     network.eval()
     return network
 
@@ -156,28 +137,3 @@ def _summary(scores: Scores) -> dict[str, Any]:
         "frequency-weighted IoU": round(scores.frequency_weighted_iou or 0.0, 4),
         "pixels": scores.counted_pixels,
     }
-
-
-def write_model(run: RunFile, network: nn.Module, *, name: str, quality: dict[str, Any]) -> Path:
-    """Weights and card of a trained network; returns the path of the card."""
-    weights = run.out / f"{name}.safetensors"
-    sha256 = save_weights(network, weights)
-    card = ModelCard(
-        name=name,
-        network=run.network,
-        weights=weights.name,
-        sha256=sha256,
-        classes=run.mask_classes,
-        background=run.background,
-        spacing=run.spacing,
-        preprocessing=run.preprocessing,
-        windows=window_spec(network),
-        training_data=run.training_data,
-        licence=run.licence,
-        quality=quality,
-        intended_use=run.intended_use,
-        limits=run.limits,
-    )
-    path = run.out / f"{name}.json"
-    write_card(card, path)
-    return path

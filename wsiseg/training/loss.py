@@ -1,4 +1,4 @@
-"""Class weights and the loss of the ESPNet family."""
+"""Class weights and the loss of the ESPNet family, and the loss for volumes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, stack
 from torch.nn import functional
 
 from wsiseg.classes import VOID
@@ -31,3 +31,21 @@ def weighted_cross_entropy(scores: Tensor, truth: Tensor, weights: Tensor) -> Te
     `scores` (B, K, *axes), `truth` (B, *axes) int64 with VOID for not labelled.
     """
     return functional.cross_entropy(scores, truth, weight=weights, ignore_index=VOID)
+
+
+def dice_cross_entropy(
+    scores: Tensor, truth: Tensor, *, background: int | None, smooth: float = 1e-5
+) -> Tensor:
+    """Soft Dice loss, the mean over classes but the background, plus cross-entropy over labelled pixels.
+
+    `scores` (B, K, *axes), `truth` (B, *axes) int64 with VOID for not labelled. A class's overlap is
+    that of the whole batch, so that a patch without it does not count as a miss.
+    """
+    counted = (truth != VOID)[:, None]
+    probs = scores.softmax(dim=1) * counted
+    marks = stack([truth == k for k in range(scores.shape[1])], dim=1).to(probs)  # (B, K, *axes)
+    others = [d for d in range(scores.ndim) if d != 1]
+    overlap = (probs * marks).sum(others)  # (K,)
+    dice = (2 * overlap + smooth) / (probs.sum(others) + marks.sum(others) + smooth)
+    wanted = [k for k in range(len(dice)) if k != background]
+    return (1 - dice[wanted]).mean() + functional.cross_entropy(scores, truth, ignore_index=VOID)
