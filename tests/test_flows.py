@@ -126,6 +126,21 @@ def test_annotations_are_scored_and_published_as_a_table(server: Server, tmp_pat
     assert re.search(r"iou-1222", tables.stdout), tables.stdout
 
 
+def test_a_volume_goes_through_its_own_deployment(server: Server, tmp_path: Path) -> None:
+    volumes = REPOSITORY / "wsiseg" / "samples" / "msd-hippocampus"
+    volume, truth = (volumes / part / "hippocampus_149.nii.gz" for part in ("images", "labels"))
+    ran = server.run(
+        "prefect", "deployment", "run", "segment-volume",
+        "--param", f"volume={volume}", "--param", f"out={tmp_path / 'flow'}",
+        "--param", f"annotations={truth}", "--watch",
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stderr + ran.stdout + server.log.read_text()[-3000:]
+    plain = wsiseg.segment(volume, tmp_path / "plain")
+    made = (tmp_path / "flow" / "hippocampus_149.mask.nii.gz").read_bytes()
+    assert plain.nifti is not None
+    assert made == plain.nifti.read_bytes()
+
+
 def test_the_full_name_and_evaluate_work_too_and_bad_input_fails_the_run(
     server: Server, tmp_path: Path
 ) -> None:
@@ -153,8 +168,12 @@ def test_flow_parameters_have_the_names_of_the_command_lines_options() -> None:
     import typer.main
 
     from flows.segment_slide import segment_slide
+    from flows.segment_volume import segment_volume
     from wsiseg.cli import app
 
     root: Any = typer.main.get_command(app)
     options = {p.name for p in root.commands["segment"].params} - {"json", "inputs", "no_tissue_filter"}
     assert set(segment_slide.parameters.properties) == options | {"slide", "tissue_filter"}
+    of_slides = {"slide", "mpp", "region", "allow_upsampling"}
+    given = set(segment_slide.parameters.properties) - of_slides | {"volume"}
+    assert set(segment_volume.parameters.properties) == given

@@ -191,7 +191,10 @@ def test_manifests_are_shipped() -> None:
 def test_the_shipped_manifests_name_shipped_files_by_their_hash(path: Path) -> None:
     samples = REPOSITORY / "wsiseg" / "samples"
     manifest = read_manifest(path, root=samples if path.stem == "samples" else samples / path.stem)
-    for case in manifest.cases:
+    shipped = [case for case in manifest.cases if manifest.resolve(case.path).is_file()]
+    # Of a cohort that is too large to ship some cases are samples.
+    assert len(shipped) == len(manifest.cases) or (path.stem == "msd-hippocampus" and len(shipped) == 3)
+    for case in shipped:
         content = manifest.resolve(case.path).read_bytes()
         assert case.sha256 == hashlib.sha256(content).hexdigest()
         if case.annotation is not None:

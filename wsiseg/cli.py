@@ -204,14 +204,14 @@ def train(run: Path, json: JsonFlag = False) -> None:
 
 @app.command()
 def demo(out: Path = Path("demo"), json: JsonFlag = False) -> None:
-    """The whole job on the shipped sample: a slide, then an annotated crop with scores."""
+    """The whole job on the shipped samples: a slide, then an annotated crop and a volume with scores."""
     from wsiseg.demo import run_demo
 
-    slide, crop = run_demo(out, progress=show_progress)
+    cases = run_demo(out, progress=show_progress)
     if json:
-        _print_json({"cases": [slide.model_dump(mode="json"), crop.model_dump(mode="json")], "failures": []})
+        _print_json({"cases": [c.model_dump(mode="json") for c in cases], "failures": []})
     else:
-        display.print_demo(slide, crop)
+        display.print_demo(*cases)
 
 
 @models_app.command("list")

@@ -40,7 +40,9 @@ class SegmentConfig(BaseModel):
     readers: int = Field(2, ge=1, le=256, description="threads that read ahead")
     threads: int | None = Field(None, ge=1, le=1024, description="threads of the network on a CPU")
     slab: int | None = Field(None, gt=0, description="rows per slab of the level-0 mask, a multiple of chunk")
-    chunk: int = Field(512, ge=16, le=8192, description="rows and columns per stored chunk of the mask")
+    chunk: int | None = Field(
+        None, ge=16, le=8192, description="side of a stored chunk of the mask; None: 512, for volumes 64"
+    )
     tissue_grid_um: float = Field(8.0, gt=0, description="pixel size of the tissue mask, µm")
     tissue_margin_um: float = Field(50.0, ge=0, description="dilation of the tissue mask, µm")
 

@@ -17,6 +17,7 @@ from wsiseg.plan import plan_of
 from wsiseg.report import DiagnosisReport, Report
 from wsiseg.sources import open_source
 from wsiseg.store import CaseStore
+from wsiseg.volume_scores import VolumeScores
 
 SCORE_COLUMNS = ("IoU", "Dice", "prec.", "recall", "truth px", "pred. px")
 
@@ -85,6 +86,17 @@ def print_scores(scores: Scores) -> None:
     )
 
 
+def print_volume_scores(scores: VolumeScores) -> None:
+    """Per class and group: overlap, distances, volumes."""
+    table = Table("region", "Dice", "IoU", "HD95 mm", "ASD mm", "truth ml", "pred. ml")
+    for r in (*scores.classes, *scores.groups):
+        distances = (r.hausdorff_95_mm, r.average_surface_distance_mm)
+        shown = ["-" if d is None else f"{d:.2f}" for d in distances]
+        volumes = f"{r.truth_ml:.3f}", f"{r.predicted_ml:.3f}"
+        table.add_row(r.name, _figure(r.dice), _figure(r.iou), *shown, *volumes)
+    _console().print(table)
+
+
 def _how(report: Report) -> str:
     execution = report.execution
     if execution["executor"] == "streaming":
@@ -98,20 +110,25 @@ def print_report(report: Report) -> None:
     size = " x ".join(map(str, report.mask_shape))
     console.print(f"{report.case}: {report.status}, mask of {size} pixels, model {report.model['name']}")
     console.print(f"{_how(report)}: {100 * report.work.repeated_share:.3g} % of the pixels computed again")
-    table = Table("class", "area mm²", "share")
+    flat = len(report.mask_shape) == 2
+    table = Table("class", "area mm²" if flat else "volume ml", "share")
     for c in report.classes:
         if c.pixels:
-            table.add_row(c.name, f"{c.area_mm2:.4f}", f"{100 * c.share:.2f} %")
+            much = c.area_mm2 if flat else c.volume_ml
+            table.add_row(c.name, f"{much:.4f}", f"{100 * c.share:.2f} %")
     console.print(table)
     if report.diagnosis is not None:
         print_diagnosis(report.diagnosis)
     if report.scores is not None:
         print_scores(report.scores)
+    if report.volume_scores is not None:
+        print_volume_scores(report.volume_scores)
     for remark in report.remarks:
         console.print(f"note: {remark}")
-    console.print(
-        f"mask    {report.store}\nreport  {report.report}\npicture {report.overlay}\n{RESEARCH_USE}"
-    )
+    console.print(f"mask    {report.store}")
+    if report.nifti is not None:
+        console.print(f"nifti   {report.nifti}")
+    console.print(f"report  {report.report}\npicture {report.overlay}\n{RESEARCH_USE}")
 
 
 def print_diagnosis(diagnosis: DiagnosisReport) -> None:
@@ -125,8 +142,8 @@ def print_diagnosis(diagnosis: DiagnosisReport) -> None:
     console.print(f"windows {diagnosis.table}\nmap     {diagnosis.picture}")
 
 
-def print_demo(slide: Report, crop: Report) -> None:
-    """Both halves of the demonstration and where to look."""
+def print_demo(slide: Report, crop: Report, volume: Report) -> None:
+    """The three parts of the demonstration and where to look."""
     console = _console()
     print_report(slide)
     console.print(
@@ -134,9 +151,11 @@ def print_demo(slide: Report, crop: Report) -> None:
         "result looks, not what the tissue is.\n"
     )
     print_report(crop)
+    console.print("The crop was scored by weights that never saw its patient.\n")
+    print_report(volume)
     console.print(
-        "The crop was scored by weights that never saw its patient.\n\n"
-        f"Look at {slide.overlay} and {crop.overlay}"
+        "The volume is one of those that its model was not trained on.\n\n"
+        f"Look at {slide.overlay}, {crop.overlay} and {volume.overlay}"
     )
 
 

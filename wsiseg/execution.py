@@ -32,6 +32,8 @@ PROCESS_BYTES, COLUMN_BYTES = 600_000_000, 10_000
 """The program itself, and per column the rows that are decoded ahead and wait to be written, as measured."""
 BAND_PX = 1 << 19
 """Pixels of a band at which a forward pass is fastest on a CPU."""
+VOLUME_BAND_PX = 1 << 21
+"""The same for volumes, whose features near the input are few."""
 MIN_BAND, MAX_BAND = 128, 512
 """Rows of a band where memory allows: below, the work per call shows; beyond, nothing is gained."""
 
@@ -162,15 +164,18 @@ def pick_band(card: ModelCard, config: SegmentConfig, shape: tuple[int, ...], *,
     fastest = MAX_BAND if on_gpu else BAND_PX // columns
     stride = graph.output_stride
     band = stride
-    while band < min(max(fastest // 2 + 1, MIN_BAND), MAX_BAND):
+    # A row of a volume is a whole slice: few of them are work enough.
+    fewest = MIN_BAND if len(shape) == 2 else min(MIN_BAND, VOLUME_BAND_PX // columns) // 2 + 1
+    while band < min(max(fastest // 2 + 1, fewest), MAX_BAND):
         band *= 2
     while band > stride and memory_bytes(schedule, band=band) > room:
         band = max(stride, band // 2 // stride * stride)
     least = memory_bytes(schedule, band=band)
     if least > room:
         needed = (least + budget - room) // 10**6 + 1
+        row = " x ".join(map(str, shape[1:]))
         raise NotEnoughMemory(
-            f"rows of {shape[1]} pixels need {needed} MB of memory, and {budget // 10**6} MB are allowed"
+            f"rows of {row} pixels need {needed} MB of memory, and {budget // 10**6} MB are allowed"
         )
     return min(band, whole[0])
 

@@ -44,7 +44,7 @@ def image_metadata(
     scale = _multiscale(name=name, paths=paths, axes=axes, spacing=spacing, unit=unit, channels=channels)
     checked = ImageAttrs.model_validate({"version": VERSION, "multiscales": [scale]})
     data = _dump(checked)
-    if channels:
+    if channels and axes == "yx":
         window = {"min": 0, "max": 255, "start": 0, "end": 255}
         colors = {"red": "FF0000", "green": "00FF00", "blue": "0000FF"}
         data["omero"] = {

@@ -77,12 +77,13 @@ def draw_overlay(
         axis.imshow(picture, interpolation="nearest" if min(picture.shape[:2]) < 400 else "auto")
         axis.set_title(name, fontsize=10)
         axis.set_axis_off()
-        _draw_scale_bar(axis, picture.shape, extent_um=_extent_um(geometry))
+        draw_scale_bar(axis, picture.shape, extent_um=_extent_um(geometry))
     _draw_legend(figure, mask, truth, classes)
-    _save(figure, path, title=title)
+    save(figure, path, title=title)
 
 
-def _save(figure: Figure, path: Path, *, title: str) -> None:
+def save(figure: Figure, path: Path, *, title: str) -> None:
+    """Write a figure as PNG, whole or not at all. Raises StoreError."""
     # Fonts lack some signs that file names may have; a box for them is no reason to warn.
     figure.suptitle(title.encode("latin-1", "replace").decode("latin-1"), fontsize=11)
     buffer = io.BytesIO()
@@ -128,14 +129,15 @@ def draw_maps(
         axis.set_title(name, fontsize=10)
     figure.colorbar(drawn, ax=grid, label="probability", shrink=0.8)
     figure.supxlabel(RESEARCH_USE, fontsize=8)
-    _save(figure, path, title=title)
+    save(figure, path, title=title)
 
 
 def _extent_um(geometry: Geometry) -> float:
     return geometry.extent[-1] * (1000.0 if geometry.unit == "millimeter" else 1.0)
 
 
-def _draw_scale_bar(axis: Axes, shape: tuple[int, ...], *, extent_um: float) -> None:
+def draw_scale_bar(axis: Axes, shape: tuple[int, ...], *, extent_um: float) -> None:
+    """A scale bar with its length, in the lower left corner of a picture (y, x[, 3])."""
     height, width = shape[:2]
     length_um = scale_bar_um(extent_um)
     length = length_um / extent_um * width
@@ -147,6 +149,11 @@ def _draw_scale_bar(axis: Axes, shape: tuple[int, ...], *, extent_um: float) -> 
         x + length / 2, y - 0.01 * height, text, ha="center", va="bottom", fontsize=8,
         bbox={"facecolor": "white", "alpha": 0.75, "pad": 1.2, "linewidth": 0},
     )  # fmt: skip
+
+
+def class_color(c: MaskClass) -> tuple[float, float, float]:
+    """The colour of a class as matplotlib takes it."""
+    return _mpl(c.color)
 
 
 def _mpl(color: Color) -> tuple[float, float, float]:

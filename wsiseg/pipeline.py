@@ -199,13 +199,19 @@ def _tissue(job: Job, store: CaseStore, progress: Progress) -> TissueMask | None
     """The tissue mask of the ledger, made and kept there on the first run."""
     if job.background is None:
         return None
-    kept = store.read_file("tissue.png")
+    flat = len(store.plan.shape) == 2
+    name = "tissue.png" if flat else "foreground.npy"
+    kept = store.read_file(name)
     if kept is not None:
-        return TissueMask(np.asarray(Image.open(io.BytesIO(kept))) > 0)
+        buffer = io.BytesIO(kept)
+        return TissueMask((np.asarray(Image.open(buffer)) if flat else np.load(buffer)) > 0)
     tissue = detect_tissue(job, progress=progress)
-    picture = io.BytesIO()
-    Image.fromarray(tissue.grid).save(picture, format="png")
-    store.write_file("tissue.png", picture.getvalue())
+    written = io.BytesIO()
+    if flat:
+        Image.fromarray(tissue.grid).save(written, format="png")
+    else:
+        np.save(written, tissue.grid)
+    store.write_file(name, written.getvalue())
     return tissue
 
 

@@ -25,6 +25,8 @@ class StorePlan(BaseModel):
     unit: Unit
     image_shape: tuple[int, ...] | None
     image_spacing: tuple[float, ...] | None
+    image_channels: int = 3
+    image_dtype: str = "uint8"
     slab_rows: int
     chunk: int
     classes: tuple[MaskClass, ...]

@@ -25,20 +25,30 @@ from wsiseg.predict import execution_record, pick_device
 from wsiseg.progress import Progress, no_progress
 from wsiseg.sources import Source, open_source
 from wsiseg.sources.resampled import LevelChoice, at_level, choose_level
+from wsiseg.sources.volume import VolumeSource
 from wsiseg.tissue import TissueMask, tissue_mask
 from wsiseg.windows import WindowPlan
 
 SUFFIX = ".ome.zarr"
 COARSE_READ_PX = 2048
 """Side of the pieces in which an image is read for its tissue mask or its picture."""
+CELL = 4
+"""Voxels a side of the grid on which the box round a body is found."""
 RGB_SHARE, MASK_SHARE, PYRAMID = 0.85, 0.05, 4 / 3
 """Bytes on disk per byte of pixels, on the safe side of what real slides gave, and for all levels."""
 _NOT_DECISIVE = {"readers", "device", "memory", "trust_code"}
 
 
+CHUNKS = {2: 512, 3: 64}
+"""Side of a stored chunk of the mask, by number of axes."""
+
+
 def case_name(path: Path) -> str:
     """Name of the case of an input: its file name without the suffix."""
-    return path.name.removesuffix(SUFFIX) if path.name.endswith(SUFFIX) else path.stem
+    for suffix in (SUFFIX, ".nii.gz"):
+        if path.name.endswith(suffix):
+            return path.name.removesuffix(suffix)
+    return path.stem
 
 
 @dataclass(frozen=True)
@@ -90,22 +100,26 @@ class Job:
 
     @property
     def background(self) -> int | None:
-        """The class that glass is set to; None: there is no tissue filter."""
-        return self.card.background if self.config.tissue_filter else None
+        """The class that glass, or what is empty round a body, is set to; None: there is no filter."""
+        filtered = self.source.geometry.axes == "yx" or self.card.preprocessing.foreground == "nonzero"
+        return self.card.background if self.config.tissue_filter and filtered else None
 
 
 def open_job(request: Request) -> Job:
     """Open input, model and region. Raises WsisegError where one of them cannot be used."""
     if request.store.resolve() == request.input.resolve():
         raise UsageError(f"the result would replace its own input {request.input}; choose another --out")
-    source = open_source(request.input, request.config.mpp)
-    default = DEFAULT_MODELS.get(source.geometry.axes)
-    model = request.model or default
+    named = load_card(request.model) if request.model else None
+    modalities = named.modalities if named else ()
+    source = open_source(request.input, request.config.mpp, modalities=modalities or None)
+    model = request.model or DEFAULT_MODELS.get(source.geometry.axes)
     if model is None:
         raise UsageError(
             f"no model is shipped for images with axes {source.geometry.axes}; name one with --model"
         )
-    card = load_card(model)
+    card = named or load_card(model)
+    if isinstance(source, VolumeSource):
+        source.check()  # what is no number in it is found before anything is written
     if card.axes != source.geometry.axes or card.channels != source.num_channels:
         raise UsageError(
             f"model {card.name} is for {card.channels} channels on axes {card.axes}; "
@@ -128,7 +142,12 @@ def open_job(request: Request) -> Job:
     }
     truth = None
     if request.annotations is not None:  # opened now: a mistake in it should not wait for the mask
-        truth = open_truth(request.annotations, geometry=source.geometry, classes=card.classes)
+        truth = open_truth(
+            request.annotations,
+            geometry=source.geometry,
+            classes=card.classes,
+            native=source.native if isinstance(source, VolumeSource) else None,
+        )
     return Job(request, source, card, model, choice, region, truth, inputs)
 
 
@@ -143,9 +162,10 @@ def store_plan(job: Job, recorded: StorePlan | None) -> StorePlan:
     ratio = geometry.shape[0] / model_grid[0]
     # About one row of windows: nothing is computed for a slab that is not written with it.
     core = min(config.core or job.card.windows.core, model_grid[0])
-    rows = config.slab or max(1, round(min(core * ratio, 4096) / config.chunk)) * config.chunk
-    if rows % config.chunk:
-        raise UsageError(f"slab {rows} must be a multiple of chunk {config.chunk}")
+    chunk = config.chunk or CHUNKS[len(geometry.shape)]
+    rows = config.slab or max(1, round(min(core * ratio, 4096) / chunk)) * chunk
+    if rows % chunk:
+        raise UsageError(f"slab {rows} must be a multiple of chunk {chunk}")
     image = job.image_source
     return StorePlan(
         case=job.request.case,
@@ -155,8 +175,10 @@ def store_plan(job: Job, recorded: StorePlan | None) -> StorePlan:
         unit=geometry.unit,
         image_shape=image.geometry.shape if image else None,
         image_spacing=image.geometry.spacing if image else None,
+        image_channels=job.source.num_channels,
+        image_dtype=str(job.source.dtype),
         slab_rows=rows,
-        chunk=config.chunk,
+        chunk=chunk,
         classes=job.card.classes,
         inputs=job.inputs,
         execution={
@@ -178,7 +200,9 @@ def coarse_plan(choice: LevelChoice) -> WindowPlan:
 
 
 def detect_tissue(job: Job, *, progress: Progress = no_progress) -> TissueMask:
-    """Tissue of a slide on its fixed coarse grid, read piece by piece."""
+    """Tissue of a slide on its fixed coarse grid, or the box round a body, read piece by piece."""
+    if job.source.geometry.axes != "yx":
+        return _body(job, progress)
     finest = max(job.source.geometry.spacing)
     spacing = max(job.config.tissue_grid_um, finest)
     choice = choose_level(job.source, spacing=spacing)
@@ -193,6 +217,27 @@ def detect_tissue(job: Job, *, progress: Progress = no_progress) -> TissueMask:
         valid[window.core] = pixels.valid
     used = max(choice.geometry.spacing)
     return tissue_mask(rgb, valid, spacing_um=used, margin_um=job.config.tissue_margin_um)
+
+
+def _body(job: Job, progress: Progress) -> TissueMask:
+    """The box that holds every voxel which is not 0 in all channels, a cell more on each side."""
+    shape = job.source.geometry.shape
+    grid = np.zeros([-(-n // CELL) for n in shape], bool)
+    sides = tuple(max(CELL, b // CELL * CELL) for b in job.source.block)
+    plan = WindowPlan(shape=shape, core=sides, halo=(0,) * len(shape))
+    for window in progress(plan.windows(), total=len(plan), what=f"{job.request.case} foreground"):
+        found = np.nonzero((job.source.read(window.core).values != 0).any(axis=0))
+        if found[0].size:
+            box = zip(found, window.core, strict=True)
+            cells = (
+                ((s.start + int(f.min())) // CELL for f, s in box),
+                ((s.start + int(f.max())) // CELL for f, s in zip(found, window.core, strict=True)),
+            )
+            grid[tuple(slice(a, b + 1) for a, b in zip(*cells, strict=True))] = True
+    if grid.any():
+        ends = [(int(f.min()), int(f.max())) for f in np.nonzero(grid)]
+        grid[tuple(slice(max(0, a - 1), b + 2) for a, b in ends)] = True
+    return TissueMask(grid)
 
 
 def wanted_regions(job: Job, tissue: TissueMask | None) -> Callable[[Region], bool]:
@@ -218,7 +263,8 @@ def estimated_bytes(job: Job) -> int:
     """Size of the result on disk, on the safe side."""
     mask = float(np.prod(job.source.geometry.shape)) * MASK_SHARE
     image = job.image_source
-    pixels = 3.0 * float(np.prod(image.geometry.shape)) * RGB_SHARE if image else 0.0
+    bytes_each = job.source.num_channels * job.source.dtype.itemsize
+    pixels = bytes_each * float(np.prod(image.geometry.shape)) * RGB_SHARE if image else 0.0
     return int((mask + pixels) * PYRAMID)
 
 

@@ -14,22 +14,24 @@ from zarr.codecs import BloscCodec
 
 from wsiseg.windows import slabs
 
-Array = NDArray[np.uint8]
+Array = NDArray[Any]
 MIN_LEVEL_PX = 512
 """No further level is made once all axes are this small."""
 CHUNKS_ACROSS = 4
 """Chunks a shard, across: few files, and little memory while one is put together."""
 
 
-def create_array(path: Path, *, shape: tuple[int, ...], axes: str, rows: int, chunk: int) -> zarr.Array[Any]:
-    """An empty uint8 array (*axes) or (c, *axes) with shards of `rows` rows (a multiple of `chunk`)."""
+def create_array(
+    path: Path, *, shape: tuple[int, ...], axes: str, rows: int, chunk: int, dtype: str = "uint8"
+) -> zarr.Array[Any]:
+    """An empty array (*axes) or (c, *axes) with shards of `rows` rows (a multiple of `chunk`)."""
     channels = shape[: len(shape) - len(axes)]
     return zarr.create_array(
         path,
         shape=shape,
         chunks=(*channels, *(chunk,) * len(axes)),
         shards=(*channels, rows, *(CHUNKS_ACROSS * chunk,) * (len(axes) - 1)),
-        dtype="uint8",
+        dtype=dtype,
         fill_value=0,
         compressors=BloscCodec(cname="zstd", clevel=3, shuffle="noshuffle"),
         dimension_names=("c", *axes) if channels else tuple(axes),
@@ -45,7 +47,9 @@ def build_levels(folder: Path, *, axes: str, chunk: int, shrink: Callable[[Array
         name = str(len(hashes) + 1)
         lead = above.shape[: above.ndim - len(axes)]
         shape = (*lead, *(-(-n // 2) for n in above.shape[-len(axes) :]))
-        array = create_array(folder / name, shape=shape, axes=axes, rows=chunk, chunk=chunk)
+        array = create_array(
+            folder / name, shape=shape, axes=axes, rows=chunk, chunk=chunk, dtype=str(above.dtype)
+        )
         everything = (slice(None),) * len(lead)
         for part in slabs(shape[len(lead)], rows=chunk):
             double = slice(2 * part.rows.start, 2 * part.rows.stop)
@@ -71,15 +75,15 @@ def pick(rows: Array) -> Array:
 
 
 def mean(rows: Array) -> Array:
-    """Means of 2 x 2 pixels of (C, y, x), the last row or column repeated where the size is odd."""
+    """Means of 2 pixels on every axis of (C, *axes), the last ones repeated where the size is odd."""
     odd = [(0, 0), *((0, n % 2) for n in rows.shape[1:])]
-    padded = (
-        np.pad(rows, odd, mode="edge").astype(np.uint16) if any(o[1] for o in odd) else rows.astype(np.uint16)
-    )
-    total = padded
+    wide = {"u1": np.uint16, "f4": np.float32}.get(rows.dtype.str[1:], np.int64)
+    total = (np.pad(rows, odd, mode="edge") if any(o[1] for o in odd) else rows).astype(wide)
     for axis in range(1, rows.ndim):
         even = (slice(None),) * axis + (slice(0, None, 2),)
         uneven = (slice(None),) * axis + (slice(1, None, 2),)
         total = total[even] + total[uneven]
     count = 2 ** (rows.ndim - 1)
-    return np.asarray((total + count // 2) // count, np.uint8)
+    if rows.dtype.kind == "f":
+        return np.asarray(total / count, rows.dtype)
+    return np.asarray((total + count // 2) // count, rows.dtype)

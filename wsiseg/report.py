@@ -12,19 +12,22 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from wsiseg.classes import VOID, MaskClass
+from wsiseg.geometry import Geometry
 from wsiseg.metrics import Scores
 from wsiseg.models.card import RESEARCH_USE
+from wsiseg.volume_scores import VolumeScores
 
 
 class ClassArea(BaseModel):
-    """How much of the mask a class covers."""
+    """How much of the mask a class covers: an area on a slide, a volume in a body."""
 
     model_config = ConfigDict(frozen=True)
 
     index: int
     name: str
     pixels: int
-    area_mm2: float
+    area_mm2: float | None = Field(description="None for volumes")
+    volume_ml: float | None = Field(None, description="None for slides")
     share: float = Field(description="of all pixels that have a class, 0..1")
 
 
@@ -79,12 +82,14 @@ class Report(BaseModel):
     work: WorkReport
     settings: dict[str, Any]
     versions: dict[str, str]
+    nifti: Path | None = Field(None, description="of a volume: the mask on the input's own grid")
     mask_shape: tuple[int, ...]
     tissue_share: float | None
     classes: tuple[ClassArea, ...]
     void: VoidReport
     diagnosis: DiagnosisReport | None = None
     scores: Scores | None = None
+    volume_scores: VolumeScores | None = None
     annotations: dict[str, Any] | None = None
     seconds: dict[str, float]
     bytes: dict[str, int]
@@ -112,16 +117,20 @@ class Stopwatch:
 
 
 def class_areas(
-    counts: dict[int, int], classes: Sequence[MaskClass], *, pixel_area_mm2: float
+    counts: dict[int, int], classes: Sequence[MaskClass], *, geometry: Geometry
 ) -> tuple[ClassArea, ...]:
-    """Area and share of every class from pixel counts by class index."""
+    """Area (volume) and share of every class from pixel counts by class index."""
     total = sum(n for value, n in counts.items() if value != VOID)
+    flat = geometry.axes == "yx"
+    # Slides are in µm and their areas in mm², volumes in mm and theirs in ml.
+    size = geometry.pixel_area / (1e6 if flat else 1e3)
     return tuple(
         ClassArea(
             index=c.index,
             name=c.name,
             pixels=counts.get(c.index, 0),
-            area_mm2=round(counts.get(c.index, 0) * pixel_area_mm2, 6),
+            area_mm2=round(counts.get(c.index, 0) * size, 6) if flat else None,
+            volume_ml=None if flat else round(counts.get(c.index, 0) * size, 6),
             share=counts.get(c.index, 0) / total if total else 0.0,
         )
         for c in classes

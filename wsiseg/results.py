@@ -18,10 +18,13 @@ from wsiseg.annotations.labels import IndexLabels, check_size, open_index_image
 from wsiseg.classes import MaskClass
 from wsiseg.diagnosis import gather
 from wsiseg.errors import AnnotationError
+from wsiseg.export.nifti import write_nifti
 from wsiseg.files import fingerprint, to_json, write_whole, writing
-from wsiseg.geometry import Geometry
+from wsiseg.geometry import Geometry, Region
 from wsiseg.metrics import ConfusionMatrix, Scores, score
+from wsiseg.models.card import ModelCard
 from wsiseg.models.registry import DEFAULT_MODELS, load_card
+from wsiseg.orthogonal import draw_orthogonal
 from wsiseg.overlay import draw_maps, draw_overlay
 from wsiseg.prepare import Job, Request, coarse_plan, estimated_bytes
 from wsiseg.report import DiagnosisReport, Report, Stopwatch, VoidReport, WorkReport, class_areas, versions
@@ -30,14 +33,15 @@ from wsiseg.sources import Source
 from wsiseg.sources.base import Array
 from wsiseg.sources.omezarr import open_multiscale
 from wsiseg.sources.resampled import at_level, choose_level
+from wsiseg.sources.volume import VolumeSource
 from wsiseg.store import CaseStore
+from wsiseg.volume_scores import VolumeScores, volume_scores
 from wsiseg.windows import WindowPlan
 
 logger = logging.getLogger(__name__)
 
 SCORE_BLOCK_PX = 2048
 PICTURE_PX = 1200
-UM2_PER_MM2 = 1e6
 
 
 def beside(request: Request, name: str) -> Path:
@@ -57,7 +61,7 @@ def overlay_path(request: Request) -> Path:
 
 def remove_stale(request: Request) -> None:
     """Remove what lies beside a result that is about to be begun anew."""
-    for name in ("report.json", "overlay.png", "diagnosis.csv", "diagnosis.png"):
+    for name in ("report.json", "overlay.png", "diagnosis.csv", "diagnosis.png", "mask.nii.gz"):
         path = beside(request, name)
         with writing(path):
             path.unlink(missing_ok=True)
@@ -69,7 +73,10 @@ def void_places(void: NDArray[np.bool_], *, top: int) -> list[list[int]]:
         return []
     labelled, _ = ndimage.label(void)
     boxes = ndimage.find_objects(labelled)
-    return [[y.start + top, y.stop + top, x.start, x.stop] for y, x in boxes]
+    tops = (top, *(0,) * (void.ndim - 1))
+    return [
+        [n + t for part, t in zip(box, tops, strict=True) for n in (part.start, part.stop)] for box in boxes
+    ]
 
 
 def confusion(prediction: Labels, truth: Labels, *, num_classes: int) -> ConfusionMatrix:
@@ -82,6 +89,18 @@ def confusion(prediction: Labels, truth: Labels, *, num_classes: int) -> Confusi
             truth=truth.read(window.core), prediction=prediction.read(window.core), num_classes=num_classes
         )
     return total
+
+
+def score_volume(prediction: Labels, truth: Labels, card: ModelCard, *, geometry: Geometry) -> VolumeScores:
+    """Overlap, surface distances and volumes of a model's classes and groups; both volumes are held whole."""
+    return volume_scores(
+        truth.read(geometry.whole),
+        prediction.read(geometry.whole),
+        classes=card.classes,
+        groups=card.groups,
+        spacing_mm=geometry.spacing,
+        background=card.background,
+    )
 
 
 def store_labels(store: CaseStore) -> IndexLabels:
@@ -146,18 +165,27 @@ def finished_report(job: Job, store: CaseStore, watch: Stopwatch) -> Report:
 def make_report(job: Job, store: CaseStore, watch: Stopwatch, *, status: Any) -> Report:
     """Score, draw and write the report of a finished case."""
     request, plan = job.request, store.plan
-    scores = None
+    scores = volumetric = None
     if job.truth is not None:
         with watch.stage("evaluate"):
-            matrix = confusion(store_labels(store), job.truth, num_classes=len(plan.classes))
+            predicted = store_labels(store)
+            matrix = confusion(predicted, job.truth, num_classes=len(plan.classes))
             scores = score(matrix, plan.classes)
-    with watch.stage("overlay"):
-        _draw(job, store, job.truth)
-        diagnosis = _diagnosis(job, store)
+            if plan.axes == "zyx":
+                volumetric = score_volume(predicted, job.truth, job.card, geometry=store.geometry)
     entries = store.entries()
     counts: Counter[int] = Counter()
     for entry in entries:
         counts.update({int(value): n for value, n in entry["counts"].items()})
+    sizes = class_areas(counts, plan.classes, geometry=store.geometry)
+    with watch.stage("overlay"):
+        if plan.axes == "yx":
+            _draw(job, store, job.truth)
+        else:
+            _draw_volume(job, store, [c.volume_ml or 0.0 for c in sizes])
+        diagnosis = _diagnosis(job, store)
+    with watch.stage("export"):
+        nifti = _write_nifti(job, store)
     total = int(np.prod(plan.shape))
     unreadable = sum(entry["unreadable"] for entry in entries)
     report = Report(
@@ -185,9 +213,10 @@ def make_report(job: Job, store: CaseStore, watch: Stopwatch, *, status: Any) ->
         work=_work(entries),
         settings={**job.config.model_dump(mode="json"), "region": plan.inputs["region"]},
         versions=versions(),
+        nifti=nifti,
         mask_shape=plan.shape,
         tissue_share=(store.completion() or {}).get("tissue_share"),
-        classes=class_areas(counts, plan.classes, pixel_area_mm2=store.geometry.pixel_area / UM2_PER_MM2),
+        classes=sizes,
         void=VoidReport(
             unreadable_pixels=unreadable,
             unreadable_share=unreadable / total,
@@ -196,6 +225,7 @@ def make_report(job: Job, store: CaseStore, watch: Stopwatch, *, status: Any) ->
         ),
         diagnosis=diagnosis,
         scores=scores,
+        volume_scores=volumetric,
         annotations={"name": request.annotations.name, "file": fingerprint(request.annotations)}
         if request.annotations
         else None,
@@ -301,6 +331,35 @@ def _draw(job: Job, store: CaseStore, truth: Labels | None) -> None:
         mask=mask,
         truth=None if truth is None else _coarse_truth(truth, grid),
         classes=store.plan.classes,
+        background=job.card.background,
+        geometry=store.geometry,
+    )
+
+
+def _write_nifti(job: Job, store: CaseStore) -> Path | None:
+    """The mask of a volume on its file's own grid."""
+    if not isinstance(job.source, VolumeSource):
+        return None
+    path = beside(job.request, "mask.nii.gz")
+    write_nifti(path, store.mask(), job.source.native)
+    return path
+
+
+def _draw_volume(job: Job, store: CaseStore, sizes_ml: Sequence[float]) -> None:
+    mask = store.mask()
+
+    def truth(region: Region) -> NDArray[np.uint8]:
+        assert job.truth is not None
+        return job.truth.read(region)
+
+    draw_orthogonal(
+        overlay_path(job.request),
+        title=f"{job.request.case} - {job.card.name}",
+        image=lambda region: job.source.read(region).values[0],
+        mask=lambda region: np.asarray(mask[region]),
+        truth=truth if job.truth is not None else None,
+        classes=store.plan.classes,
+        sizes_ml=sizes_ml,
         background=job.card.background,
         geometry=store.geometry,
     )

@@ -37,7 +37,7 @@ from wsiseg.windows import Slab, slabs
 LABEL = "tissue"
 MASK = f"labels/{LABEL}"
 Mask = NDArray[np.uint8]
-Image = NDArray[np.uint8]
+Image = NDArray[Any]
 Map = NDArray[np.float32]
 
 
@@ -165,8 +165,14 @@ class CaseStore:
         mask = self.path / MASK / "0"
         create_array(mask, shape=plan.shape, axes=plan.axes, rows=plan.slab_rows, chunk=plan.chunk)
         if plan.image_shape is not None:
-            shape = (3, *plan.image_shape)
-            create_array(self.path / "0", shape=shape, axes=plan.axes, rows=plan.image_rows, chunk=plan.chunk)
+            create_array(
+                self.path / "0",
+                shape=(plan.image_channels, *plan.image_shape),
+                axes=plan.axes,
+                rows=plan.image_rows,
+                chunk=plan.chunk,
+                dtype=plan.image_dtype,
+            )
         # Last: a store without a plan is one to which nothing was written.
         self.write_file("plan.json", plan.model_dump_json(indent=1).encode())
 

@@ -9,13 +9,19 @@ import numpy as np
 
 from wsiseg.annotations.geojson import polygon_region, polygon_truth
 from wsiseg.annotations.labels import Indices, Labels, check_indices, check_size, open_index_image
-from wsiseg.classes import MaskClass
+from wsiseg.classes import VOID, MaskClass
 from wsiseg.errors import AnnotationError
 from wsiseg.geometry import Geometry, Region
 from wsiseg.sources.base import Source
 from wsiseg.sources.omezarr import open_labels
+from wsiseg.sources.volume import Native, VolumeSource
+from wsiseg.sources.volumes import open_volume
 
 __all__ = ["Indices", "Labels", "open_truth", "polygon_region"]
+
+
+SAME_PLACE_MM = 1e-2
+"""How far entries of two affines may lie apart: programs round them differently."""
 
 
 class SourceLabels:
@@ -29,11 +35,19 @@ class SourceLabels:
 
     def read(self, region: Region) -> Indices:
         values = np.asarray(self._source.read(region).values[0])
+        if values.dtype != np.uint8:
+            if values.size and not (values.min() >= 0 and values.max() <= VOID and (values % 1 == 0).all()):
+                raise AnnotationError(f"{self._name} holds values that are no class indices (0 to 255)")
+            values = values.astype(np.uint8)
         return check_indices(values, classes=self._classes, name=self._name)
 
 
-def open_truth(path: Path, *, geometry: Geometry, classes: Sequence[MaskClass]) -> Labels:
-    """Annotations on the grid of a prediction: class-index image, OME-Zarr labels or GeoJSON.
+def open_truth(
+    path: Path, *, geometry: Geometry, classes: Sequence[MaskClass], native: Native | None = None
+) -> Labels:
+    """Annotations on the grid of a prediction: class-index image or volume, OME-Zarr labels, GeoJSON.
+
+    `native` is where a volume's own grid lies in the body; truth must lie there too.
 
     Raises AnnotationError where the file is of no known kind, lies on another grid, or names a class
     that is not among `classes`; UnreadableSource where it cannot be read.
@@ -46,9 +60,25 @@ def open_truth(path: Path, *, geometry: Geometry, classes: Sequence[MaskClass]) 
         if source.num_channels != 1:
             raise AnnotationError(f"{path} has {source.num_channels} channels; labels have none")
         labels = SourceLabels(source, classes=classes, name=str(path))
+    elif (volume := open_volume(path)) is not None:
+        labels = _volume_labels(volume, path, classes=classes, native=native)
     elif path.suffix.lower() in (".geojson", ".json"):
         return polygon_truth(path, classes=classes, grid=geometry.shape)
     else:
         labels = open_index_image(path, classes=classes)
     check_size(labels.shape, geometry=geometry, name=str(path))
     return labels
+
+
+def _volume_labels(
+    volume: VolumeSource, path: Path, *, classes: Sequence[MaskClass], native: Native | None
+) -> Labels:
+    if volume.num_channels != 1:
+        raise AnnotationError(f"{path} has {volume.num_channels} channels; a label volume has one")
+    if native is not None:
+        apart = np.abs(volume.native.canonical_affine - native.canonical_affine).max()
+        if apart > SAME_PLACE_MM:
+            raise AnnotationError(
+                f"{path} lies elsewhere than the volume: their affines differ by up to {apart:.3g} mm"
+            )
+    return SourceLabels(volume, classes=classes, name=str(path))

@@ -15,7 +15,7 @@ from wsiseg.classes import VOID
 from wsiseg.execute.base import Rows, Wanted, Work
 from wsiseg.geometry import clip, region_shape, relative_to
 from wsiseg.predict import Predictor
-from wsiseg.sources.base import WHITE, all_true, channels_last
+from wsiseg.sources.base import Array, all_true, channels_last
 from wsiseg.sources.cached import CachedSource
 from wsiseg.windows import Window, WindowPlan, axis_weights, check_taper, footprint
 
@@ -45,7 +45,8 @@ class Windowed:
     def run(self, source: CachedSource, *, first_row: int, wanted: Wanted) -> Iterator[Rows]:
         first, count = self._first_number(first_row), self._plan.grid[0]
         stitcher = Stitcher(self._plan, taper=self._taper)
-        images = channels_last(source.num_channels, (self._batch, *self._plan.window_shape))
+        shape = (self._batch, *self._plan.window_shape)
+        images = channels_last(source.num_channels, shape, fill=source.outside, dtype=source.dtype)
         images = images.swapaxes(0, 1)  # (B, C, *window)
         below = self._wanted_in(first, wanted)
         for number in range(first, count):
@@ -74,9 +75,7 @@ class Windowed:
         row = self._plan.row(number)
         return [w for w in row if wanted(footprint(self._plan, w, taper=self._taper))]
 
-    def _read(
-        self, source: CachedSource, group: Sequence[Window], *, into: NDArray[np.uint8]
-    ) -> list[NDArray[np.bool_]]:
+    def _read(self, source: CachedSource, group: Sequence[Window], *, into: Array) -> list[NDArray[np.bool_]]:
         """Fill a batch, up to its fixed size with background; returns the validity of each window."""
         valid = []
         for i, window in enumerate(group):
@@ -86,7 +85,7 @@ class Windowed:
             pixels = source.read(window.read)
             into[i] = pixels.values
             valid.append(pixels.valid)
-        into[len(group) :] = WHITE
+        into[len(group) :] = source.outside
         return valid
 
 

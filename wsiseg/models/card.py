@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, ValidationErro
 from wsiseg.classes import MaskClass
 from wsiseg.errors import ModelError
 from wsiseg.files import write_whole
+from wsiseg.groups import ClassGroup, check_groups
 
 RESEARCH_USE = "research use only, not for diagnosis"
 
@@ -34,21 +35,39 @@ class NetworkSpec(_Frozen):
 
 
 class Preprocessing(_Frozen):
-    """From pixels as read to the network's input: (pixel - mean) / std * factor, per channel."""
+    """From pixels as read to the network's input: (pixel - mean) / std * factor, per channel.
+
+    Of a case, `mean` and `std` are those of its foreground ("zscore"), or where its lowest intensity
+    lies and how far the highest is from there ("minmax"), or the same of two percentiles, beyond which
+    intensities are cut off ("percentiles").
+    """
 
     channel_order: Literal["RGB", "BGR"] = "RGB"
     statistics: Literal["card", "case"] = Field(
-        "card", description="mean and std from this card, or from the tissue of each case"
+        "card", description="mean and std from this card, or from the foreground of each case"
     )
-    mean: tuple[float, ...] = Field((0.0, 0.0, 0.0), description="in channel_order, 0..255")
-    std: tuple[PositiveFloat, ...] = Field((255.0, 255.0, 255.0), description="in channel_order, 0..255")
+    method: Literal["zscore", "minmax", "percentiles"] = Field("zscore", description="of a case's statistics")
+    percentiles: tuple[float, float] = (0.5, 99.5)
+    foreground: Literal["tissue", "nonzero"] = Field(
+        "tissue",
+        description="nonzero: what is 0 counts in no statistics and is 0 for the network too, and where "
+        "all channels are 0 the mask is background",
+    )
+    mean: tuple[float, ...] = Field((0.0, 0.0, 0.0), description="in channel_order, as the file has them")
+    std: tuple[PositiveFloat, ...] = Field((255.0, 255.0, 255.0), description="in channel_order")
     factor: float = Field(1.0, description="applied last")
+
+    @model_validator(mode="after")
+    def _rising(self) -> Self:
+        if not 0 <= self.percentiles[0] < self.percentiles[1] <= 100:
+            raise ValueError(f"percentiles {self.percentiles} must rise between 0 and 100")
+        return self
 
 
 class Spacing(_Frozen):
     """Pixel size that the network was trained at."""
 
-    value: float = Field(gt=0)
+    value: PositiveFloat | tuple[PositiveFloat, ...] = Field(description="of all axes, or one each")
     unit: Literal["micrometer", "millimeter"] = "micrometer"
     assumed: bool = Field(False, description="True where the training data did not state it")
 
@@ -117,7 +136,9 @@ class ModelCard(_Frozen):
     sha256: str = Field(description="of the weights file")
     axes: Literal["yx", "zyx"] = "yx"
     channels: int = Field(3, gt=0)
+    modalities: tuple[str, ...] = Field((), description="of a volume: what its channels are, in order")
     classes: tuple[MaskClass, ...]
+    groups: tuple[ClassGroup, ...] = Field((), description="regions made of several classes, to be scored")
     diagnoses: tuple[str, ...] = Field(
         (), description="what the network's second output says of a whole window, one probability each"
     )
@@ -141,6 +162,9 @@ class ModelCard(_Frozen):
             raise ValueError(f"background {self.background} is not a class")
         if Path(self.weights).name != self.weights:
             raise ValueError(f"weights {self.weights!r} must be a file name beside the card")
+        check_groups(self.groups, self.classes)
+        if self.modalities and len(self.modalities) != self.channels:
+            raise ValueError(f"{len(self.modalities)} modalities are named for {self.channels} channels")
         if not len(self.preprocessing.mean) == len(self.preprocessing.std) == self.channels:
             raise ValueError(f"mean and std must have {self.channels} values")
         return self

@@ -24,10 +24,14 @@ from wsiseg.models.weights import fill, read_checkpoint, save_weights
 AXES = {2: "yx", 3: "zyx"}
 FIXED_STRIDE = 8
 """Of windows for a network that takes one size, where 8 divides it: it knows no grid but its window's."""
-STRIDE = 32
-"""Of windows for a network whose stride is not known: what five halvings ask for."""
-WINDOWS = {2: {"core": 320, "halo": 96, "taper": 32}, 3: {"core": 64, "halo": 32, "taper": 8}}
-"""For a network that sees all of its window and takes any, by axes: sides of 512 and of 128."""
+CORES = {1: 1024, 2: 1024, 3: 128}
+"""Kept part of a window by axes: up to that size an image goes through in one piece."""
+WINDOWS: dict[int, dict[str, int]] = {
+    2: {"output_stride": 32, "core": 320, "halo": 96, "taper": 32},
+    3: {"output_stride": 16, "core": 96, "halo": 16, "taper": 8, "size": 128},
+}
+"""For a network that sees all of its window and takes any, by axes: sides of 512 and of 128, which are
+whole after five halvings."""
 
 
 @dataclass(frozen=True)
@@ -129,7 +133,7 @@ def _recognised(checkpoint: Path) -> Imported:
 def _named(checkpoint: Path, name: str, arguments: dict[str, Any], *, trust_code: bool) -> Imported:
     network = build_network(name, trust_code=trust_code, **arguments)
     fill(network, read_checkpoint(checkpoint), name=str(checkpoint))
-    channels = int(arguments.get("in_channels", arguments.get("channels", 3)))
+    channels = _channels_of(network)
     spec = NetworkSpec(name=name, arguments=arguments)
     return Imported(network.eval(), spec, _plain(channels), channels=channels, ndim=_axes_of(network))
 
@@ -154,6 +158,12 @@ def _axes_of(network: nn.Module) -> int:
     if len(axes) != 1:
         raise ModelError(f"the network has convolutions over {sorted(axes)} axes; it must be over 2 or 3")
     return axes.pop()
+
+
+def _channels_of(network: nn.Module) -> int:
+    """Channels of a network's image, told by its first convolution."""
+    first = next(m for m in network.modules() if isinstance(m, nn.Conv2d | nn.Conv3d))
+    return first.in_channels
 
 
 def _try(found: Imported, windows: WindowSpec, *, name: str) -> tuple[int, int]:
@@ -195,7 +205,7 @@ def window_spec(network: nn.Module, *, ndim: int | None = None) -> WindowSpec:
     try:
         return _exact(network, ndim=ndim)
     except ModelError:
-        return WindowSpec(output_stride=STRIDE, receptive_field=None, exact_halo=None, **WINDOWS[ndim])
+        return WindowSpec(receptive_field=None, exact_halo=None, **WINDOWS[ndim])
 
 
 def _only_size(network: Any) -> WindowSpec:
@@ -230,4 +240,5 @@ def _exact(network: nn.Module, *, ndim: int) -> WindowSpec:
         output_scale=scale,
         receptive_field=(reach.before, reach.after),
         exact_halo=graph.exact_halo(axis=0),
+        core=CORES[ndim],
     )

@@ -14,24 +14,35 @@ from wsiseg.sources.picture import open_picture
 from wsiseg.sources.slide import open_slide
 from wsiseg.sources.tiff import SUFFIXES as TIFF_SUFFIXES
 from wsiseg.sources.tiff import open_tiff
+from wsiseg.sources.volumes import open_volume
 
 __all__ = ["Source", "open_source"]
 
 
-def open_source(path: str | Path, mpp: float | None = None) -> Source:
+def open_source(
+    path: str | Path, mpp: float | None = None, *, modalities: tuple[str, ...] | None = None
+) -> Source:
     """The finest resolution of an image file; coarser ones are its `levels`.
 
-    `mpp` is the level-0 pixel size in µm and overrides the file's. Raises UnreadableSource for
-    what is missing, broken or of no known format, MissingSpacing where the pixel size is unknown.
+    `mpp` is the level-0 pixel size of a slide in µm and overrides the file's; `modalities` name the
+    channels of a volume that is a folder with a file for each. Raises UnreadableSource for what is
+    missing, broken or of no known format, MissingSpacing where the pixel size is unknown.
     """
     path = Path(path)
     if not path.exists():
         raise UnreadableSource(f"no such file: {path}")
+    volume = open_volume(path, modalities=modalities)
+    if volume is not None:
+        if mpp is not None:
+            raise SourceError(f"{path} is a volume and states its voxel size; --mpp is for slides")
+        return volume
     if path.is_dir():
         if not any((path / name).is_file() for name in ("zarr.json", ".zgroup", ".zattrs")):
-            raise UnreadableSource(f"{path} is a folder without an OME-Zarr image in it")
+            raise UnreadableSource(
+                f"{path} is a folder without an OME-Zarr image, a DICOM series or the modalities of a case"
+            )
         source: Source = open_multiscale(path, mpp=mpp)
-        if source.num_channels != 3:
+        if source.geometry.axes == "yx" and source.num_channels != 3:
             raise SourceError(f"{path} has {source.num_channels} channels; slides have 3")
         return source
     suffix = path.suffix.lower()

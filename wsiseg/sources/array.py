@@ -7,7 +7,16 @@ from collections.abc import Sequence
 import numpy as np
 
 from wsiseg.geometry import Geometry, Region
-from wsiseg.sources.base import Array, Pixels, Source, everywhere, inside_part, pad_outside
+from wsiseg.sources.base import (
+    UINT8,
+    WHITE,
+    Array,
+    Pixels,
+    Source,
+    everywhere,
+    inside_part,
+    pad_outside,
+)
 
 
 class ArraySource:
@@ -30,6 +39,7 @@ class ArraySource:
         self.geometry = geometry
         self.format = format
         self.num_channels = int(array.shape[0])
+        self.dtype, self.outside = UINT8, WHITE
         self.block = tuple(min(512, n) for n in geometry.shape)
 
     @property

@@ -45,6 +45,16 @@ class Source(Protocol):
     @property
     def num_channels(self) -> int: ...
     @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of the values: uint8 for slides, what the file holds for volumes."""
+        ...
+
+    @property
+    def outside(self) -> int:
+        """The value of every channel outside the image."""
+        ...
+
+    @property
     def block(self) -> tuple[int, ...]:
         """Reads aligned to this many pixels per axis decode each stored tile once."""
         ...
@@ -60,7 +70,7 @@ class Source(Protocol):
         ...
 
     def read(self, region: Region) -> Pixels:
-        """Values (C, *region) uint8 and validity (*region); the region may stick out of the image."""
+        """Values (C, *region) and validity (*region); the region may stick out of the image."""
         ...
 
 
@@ -76,19 +86,25 @@ def all_true(mask: NDArray[np.bool_]) -> bool:
     return bool(mask.all())
 
 
-def channels_last(channels: int, shape: tuple[int, ...], *, fill: int = WHITE) -> Array:
-    """A uint8 array (C, *shape) whose channels lie next to each other in memory.
+UINT8: np.dtype[Any] = np.dtype(np.uint8)
+
+
+def channels_last(
+    channels: int, shape: tuple[int, ...], *, fill: int = WHITE, dtype: np.dtype[Any] = UINT8
+) -> Array:
+    """An array (C, *shape) whose channels lie next to each other in memory.
 
     Networks run fastest on this layout, and image files decode to it.
     """
-    return np.moveaxis(np.full((*shape, channels), fill, np.uint8), -1, 0)
+    return np.moveaxis(np.full((*shape, channels), fill, dtype), -1, 0)
 
 
-def pad_outside(inside: Pixels, *, placed: Region, region: Region) -> Pixels:
+def pad_outside(inside: Pixels, *, placed: Region, region: Region, fill: int = WHITE) -> Pixels:
     """Pixels of `region`, of which `inside` covers the part `placed`; the rest is background."""
     if placed == region:
         return inside
-    values = channels_last(inside.values.shape[0], region_shape(region))
+    shape = region_shape(region)
+    values = channels_last(inside.values.shape[0], shape, fill=fill, dtype=inside.values.dtype)
     if is_empty(placed):
         return Pixels(values, everywhere(region))
     at = relative_to(placed, region)
@@ -129,13 +145,18 @@ def to_rgb_uint8(array: Array, *, name: str) -> Array:
 
 
 def tile_by_tile(
-    region: Region, *, tile: Sequence[int], channels: int, decode: Callable[[Region], Array | None]
+    region: Region,
+    *,
+    tile: Sequence[int],
+    channels: int,
+    decode: Callable[[Region], Array | None],
+    dtype: np.dtype[Any] = UINT8,
 ) -> Pixels:
     """What can be decoded of a region inside the image, on the file's own grid of tiles.
 
     `decode(part)` gives (C, *part), or None where that fails: such pixels are background, not valid.
     """
-    values = channels_last(channels, region_shape(region))
+    values = channels_last(channels, region_shape(region), dtype=dtype)
     valid = np.zeros(region_shape(region), bool)
     grid = [range(s.start // t, -(-s.stop // t)) for s, t in zip(region, tile, strict=True)]
     for index in itertools.product(*grid):

@@ -34,6 +34,7 @@ class CachedSource(AbstractContextManager["CachedSource"]):
         self._lock = threading.Lock()
         self.geometry = source.geometry
         self.num_channels = source.num_channels
+        self.dtype, self.outside = source.dtype, source.outside
         self.block = source.block
         self.format = source.format
         self.pixels_read = 0
@@ -85,7 +86,7 @@ class CachedSource(AbstractContextManager["CachedSource"]):
     def read(self, region: Region) -> Pixels:
         self.prefetch(region)
         shape = region_shape(region)
-        values = channels_last(self.num_channels, shape)
+        values = channels_last(self.num_channels, shape, fill=self.outside, dtype=self.dtype)
         valid = everywhere(region)
         for index in self._indices(region):
             place = self._place(index)

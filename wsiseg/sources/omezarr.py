@@ -13,6 +13,7 @@ from zarr.errors import BaseZarrError
 from wsiseg.errors import MissingSpacing, SourceError, UnreadableSource
 from wsiseg.geometry import Geometry, Region, Unit
 from wsiseg.sources.base import (
+    WHITE,
     Array,
     Pixels,
     Source,
@@ -29,6 +30,8 @@ _UNITS: dict[str, tuple[Unit, float]] = {
 }
 
 
+KINDS = {"yx": ("u1",), "zyx": ("u1", "u2", "i2", "f4")}
+"""Types of values, by axes."""
 _DECODE_ERRORS = (RuntimeError, ValueError, OSError)
 
 
@@ -44,6 +47,9 @@ class ZarrLevel:
         array = arrays[0]
         self.geometry = geometries[0]
         self.num_channels = int(array.shape[0]) if has_channels else 1
+        self.dtype: np.dtype[Any] = np.dtype(array.dtype)
+        # Slides are glass outside; round a volume there is nothing.
+        self.outside = WHITE if self.geometry.axes == "yx" else 0
         self.format = "OME-Zarr"
         shards = array.shards or array.chunks
         self.block = tuple(min(n, 1024) for n in shards[-len(self.geometry.shape) :])
@@ -61,8 +67,10 @@ class ZarrLevel:
             pixels = Pixels(self._values(placed), everywhere(placed))
         except _DECODE_ERRORS:
             tile = self._arrays[0].chunks[-len(placed) :]
-            pixels = tile_by_tile(placed, tile=tile, channels=self.num_channels, decode=self._values_or_none)
-        return pad_outside(pixels, placed=placed, region=region)
+            pixels = tile_by_tile(
+                placed, tile=tile, channels=self.num_channels, decode=self._values_or_none, dtype=self.dtype
+            )
+        return pad_outside(pixels, placed=placed, region=region, fill=self.outside)
 
     def _values_or_none(self, region: Region) -> Array | None:
         try:
@@ -113,8 +121,12 @@ def _multiscale(path: Path, *, mpp: float | None) -> ZarrLevel:
     arrays, geometries = [], []
     for dataset in multiscale["datasets"]:
         array = group[dataset["path"]]
-        if not isinstance(array, zarr.Array) or array.dtype != np.uint8:
-            raise SourceError(f"{path}, level {dataset['path']!r}: an array of uint8 pixels is supported")
+        known = KINDS[spatial]
+        if not isinstance(array, zarr.Array) or array.dtype.kind + str(array.dtype.itemsize) not in known:
+            raise SourceError(
+                f"{path}, level {dataset['path']!r}: an array of {getattr(array, 'dtype', 'no')} values; "
+                f"{', '.join(np.dtype(k).name for k in known)} are supported"
+            )
         arrays.append(array)
         geometries.append(_geometry(path, axes, dataset, array, spatial=spatial, mpp=mpp))
     if mpp is not None:

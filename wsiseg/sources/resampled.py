@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from wsiseg.errors import SourceError
 from wsiseg.geometry import Geometry, Region, clip
 from wsiseg.resample import mix, taps
-from wsiseg.sources.base import Pixels, Source, everywhere, inside_part, pad_outside
+from wsiseg.sources.base import Array, Pixels, Source, everywhere, inside_part, pad_outside
 
 logger = logging.getLogger(__name__)
 
@@ -26,6 +27,7 @@ class ResampledSource:
         self._source = source
         self.geometry = geometry
         self.num_channels = source.num_channels
+        self.dtype, self.outside = source.dtype, source.outside
         self.format = source.format
         self.block = tuple(min(512, n) for n in geometry.shape)
 
@@ -36,8 +38,8 @@ class ResampledSource:
     def read(self, region: Region) -> Pixels:
         placed = inside_part(region, self.geometry)
         if any(s.stop <= s.start for s in placed):
-            empty = np.empty((self.num_channels, *(s.stop - s.start for s in placed)), np.uint8)
-            return pad_outside(Pixels(empty, everywhere(placed)), placed=placed, region=region)
+            empty = np.empty((self.num_channels, *(s.stop - s.start for s in placed)), self.dtype)
+            return self._pad(Pixels(empty, everywhere(placed)), placed=placed, region=region)
         shape, from_shape = self.geometry.shape, self._source.geometry.shape
         all_taps = [
             taps(part, size=n, from_size=m) for part, n, m in zip(placed, shape, from_shape, strict=True)
@@ -47,7 +49,6 @@ class ResampledSource:
         values = pixels.values.astype(np.float32)
         for axis, (axis_taps, part) in enumerate(zip(all_taps, wanted, strict=True)):
             values = mix(values, axis_taps, axis=axis + 1, start=part.start)
-        rounded = np.clip(np.rint(values), 0, 255).astype(np.uint8)
         valid = everywhere(placed)
         if not pixels.all_valid:
             # A pixel is as valid as all that it was mixed from.
@@ -55,7 +56,17 @@ class ResampledSource:
             for axis, (axis_taps, part) in enumerate(zip(all_taps, wanted, strict=True)):
                 share = mix(share, axis_taps, axis=axis, start=part.start)
             valid = share > 1 - 1e-4
-        return pad_outside(Pixels(rounded, valid), placed=placed, region=region)
+        return self._pad(Pixels(self._typed(values), valid), placed=placed, region=region)
+
+    def _typed(self, values: NDArray[np.float32]) -> Array:
+        """Mixed values in the image's own type."""
+        if self.dtype.kind not in "iu":
+            return values.astype(self.dtype, copy=False)
+        limits = np.iinfo(self.dtype)
+        return np.clip(np.rint(values), limits.min, limits.max).astype(self.dtype)
+
+    def _pad(self, pixels: Pixels, *, placed: Region, region: Region) -> Pixels:
+        return pad_outside(pixels, placed=placed, region=region, fill=self.outside)
 
     def support(self, region: Region) -> Region:
         """Region of the underlying source that a region is made from."""
@@ -80,43 +91,51 @@ class LevelChoice:
         return self.level.geometry.shape != self.geometry.shape
 
 
-def choose_level(source: Source, *, spacing: float | None, allow_upsampling: bool = False) -> LevelChoice:
+def choose_level(
+    source: Source, *, spacing: float | tuple[float, ...] | None, allow_upsampling: bool = False
+) -> LevelChoice:
     """The level and grid at which a model of pixel size `spacing` sees a source.
 
-    The coarsest level that is no coarser than wanted; as it is where it differs by under 5 %.
-    Raises SourceError for a source coarser than the model's pixels, unless allowed.
+    The coarsest level that is no coarser than wanted; as it is where it differs by under 5 %. Raises
+    SourceError for a slide coarser than the model's pixels, unless allowed; volumes, whose slices are
+    often far apart, are enlarged as they need.
     """
     finest = source.geometry
     if spacing is None:
         return LevelChoice(source, finest)
-    wanted = (spacing,) * len(finest.shape)
-    excess = max(finest.spacing) / spacing
-    if excess > 1 + AS_IT_IS and not allow_upsampling:
+    wanted = spacing if isinstance(spacing, tuple) else (spacing,) * len(finest.shape)
+
+    def ratios(geometry: Geometry) -> list[float]:
+        return [s / w for s, w in zip(geometry.spacing, wanted, strict=True)]
+
+    if finest.axes == "yx" and max(ratios(finest)) > 1 + AS_IT_IS and not allow_upsampling:
         raise SourceError(
             f"the image has pixels of {max(finest.spacing):.4g} {finest.unit}, coarser than the "
-            f"{spacing:.4g} that the model was trained at; choose a model for this resolution, or "
+            f"{max(wanted):.4g} that the model was trained at; choose a model for this resolution, or "
             "use --allow-upsampling to enlarge the image"
         )
-    fine_enough = [
-        level for level in source.levels if max(s / spacing for s in level.geometry.spacing) <= 1 + AS_IT_IS
-    ]
+    fine_enough = [level for level in source.levels if max(ratios(level.geometry)) <= 1 + AS_IT_IS]
     level = fine_enough[-1] if fine_enough else source
-    difference = max(abs(s / spacing - 1) for s in level.geometry.spacing)
+    difference = max(abs(r - 1) for r in ratios(level.geometry))
+    shown, of_model = _words(level.geometry.spacing), _words(wanted)
     if difference < AS_IT_IS:
-        shown = max(level.geometry.spacing)
         remark = (
             ""
             if difference < 1e-6
             else (
-                f"pixels of {shown:.4g} {finest.unit} are used as they are: {100 * difference:.2g} % from "
-                f"the model's {spacing:.4g}"
+                f"pixels of {shown} {finest.unit} are used as they are: {100 * difference:.2g} % from "
+                f"the model's {of_model}"
             )
         )
         return LevelChoice(level, level.geometry, remark)
-    geometry = finest.at_spacing(wanted)
-    return LevelChoice(
-        level, geometry, f"resampled from {max(level.geometry.spacing):.4g} to {spacing:.4g} {finest.unit}"
-    )
+    remark = f"resampled from {shown} to {of_model} {finest.unit}"
+    return LevelChoice(level, finest.at_spacing(wanted), remark)
+
+
+def _words(spacing: tuple[float, ...]) -> str:
+    """A pixel size in short: one figure where all axes have the same."""
+    sizes = [f"{s:.4g}" for s in spacing]
+    return sizes[0] if len(set(sizes)) == 1 else " x ".join(sizes)
 
 
 def at_level(choice: LevelChoice, level: Source) -> Source:

@@ -18,6 +18,8 @@ import openslide
 from wsiseg.errors import UnreadableSource
 from wsiseg.geometry import Geometry, Region, region_shape
 from wsiseg.sources.base import (
+    UINT8,
+    WHITE,
     Array,
     Pixels,
     Source,
@@ -91,6 +93,7 @@ class SlideSource:
         spacing = (l0_spacing[0] * self._downsample[0], l0_spacing[1] * self._downsample[1])
         self.geometry = Geometry(axes="yx", shape=(height, width), spacing=spacing, unit="micrometer")
         self.num_channels = 3
+        self.dtype, self.outside = UINT8, WHITE
         self.format = f"OpenSlide {handle.properties.get('openslide.vendor', 'unknown')}"
         tile = tuple(
             int(handle.properties.get(f"openslide.level[{level}].tile-{side}", DEFAULT_TILE))

@@ -16,6 +16,8 @@ import zarr
 from wsiseg.errors import SourceError, UnreadableSource
 from wsiseg.geometry import Geometry, Region
 from wsiseg.sources.base import (
+    UINT8,
+    WHITE,
     Array,
     Pixels,
     Source,
@@ -130,6 +132,7 @@ class TiffSource:
         spacing = tuple(s * (a / b) for s, a, b in zip(l0_spacing, l0_shape, shape, strict=True))
         self.geometry = Geometry(axes="yx", shape=shape, spacing=spacing, unit="micrometer")
         self.num_channels = 3
+        self.dtype, self.outside = UINT8, WHITE
         self.format = "TIFF"
         self.block = tuple(min(n, t * max(1, round(768 / t))) for t, n in zip(self._tile, shape, strict=True))
 
