@@ -52,6 +52,34 @@ class MeanPool3d(nn.AvgPool3d):
         return mean_pool(input, self, self.padding)
 
 
+def convolve_3d(
+    pixels: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: tuple[int, ...],
+    padding: tuple[int, ...],
+    dilation: tuple[int, ...],
+    groups: int,
+) -> Tensor:
+    """3-D convolution; on a CPU always by oneDNN.
+
+    torch judges the size of an input without its last axis, and hands what it takes for small to a
+    kernel that copies every neighbourhood first: 13 to 17 times slower, 190 MB for 8 channels of a slab.
+    """
+    if pixels.is_cuda or pixels.dtype != torch.float32 or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return F.conv3d(pixels, weight, bias, stride, padding, dilation, groups)
+    return torch.mkldnn_convolution(pixels, weight, bias, padding, stride, dilation, groups)
+
+
+class OneDnnConv3d(nn.Conv3d):
+    """A 3-D convolution that is fast on small volumes too; padding in numbers, with zeros."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        padding = self.padding
+        assert not isinstance(padding, str)  # `for_inference` changes no other
+        return convolve_3d(input, self.weight, self.bias, self.stride, padding, self.dilation, self.groups)
+
+
 class FixedNorm(nn.Module):
     """Batch norm in evaluation, brought to one factor and one summand per channel."""
 
@@ -72,13 +100,16 @@ class FixedNorm(nn.Module):
 
 
 FASTER_POOLS: dict[type[nn.Module], type[nn.Module]] = {nn.AvgPool2d: MeanPool2d, nn.AvgPool3d: MeanPool3d}
+NAMED = ("same", "valid")
 NORM_AXES: dict[type[nn.Module], int] = {nn.BatchNorm2d: 2, nn.BatchNorm3d: 3}
 
 
 def for_inference(network: nn.Module) -> nn.Module:
-    """A copy of a network in evaluation with faster pooling and norms."""
+    """A copy of a network in evaluation with faster pooling, norms and 3-D convolutions."""
     network = copy.deepcopy(network)
     for module in network.modules():
+        if type(module) is nn.Conv3d and module.padding_mode == "zeros" and module.padding not in NAMED:
+            module.__class__ = OneDnnConv3d
         if type(module) in FASTER_POOLS:
             module.__class__ = FASTER_POOLS[type(module)]
         for name, child in module.named_children():

@@ -11,10 +11,15 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from wsiseg.models.inference import FixedNorm, MeanPool2d, MeanPool3d, mean_pool
+from wsiseg.models.inference import FixedNorm, MeanPool2d, MeanPool3d, OneDnnConv3d, convolve_3d, mean_pool
 from wsiseg.models.operations import Operation, PerAxis, Pointwise, Resize, Transposed, Window
 
-CONVOLUTIONS = {nn.Conv1d: F.conv1d, nn.Conv2d: F.conv2d, nn.Conv3d: F.conv3d}
+CONVOLUTIONS: dict[type[nn.Module], Callable[..., Tensor]] = {
+    nn.Conv1d: F.conv1d,
+    nn.Conv2d: F.conv2d,
+    nn.Conv3d: F.conv3d,
+    OneDnnConv3d: convolve_3d,
+}
 TRANSPOSED = {
     nn.ConvTranspose1d: F.conv_transpose1d,
     nn.ConvTranspose2d: F.conv_transpose2d,

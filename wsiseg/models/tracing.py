@@ -10,7 +10,7 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 from wsiseg.errors import ModelError
-from wsiseg.models.inference import FixedNorm, MeanPool2d, MeanPool3d
+from wsiseg.models.inference import FixedNorm, MeanPool2d, MeanPool3d, OneDnnConv3d
 from wsiseg.models.operations import Operation
 from wsiseg.models.supported import DROPOUTS, NotLocal, changes_input, of_function, of_module, splits
 
@@ -48,7 +48,7 @@ _UNTRACEABLE = (
     fx.proxy.TraceError, NameError, TypeError, ValueError, AttributeError, IndexError, KeyError,
     AssertionError, RuntimeError,
 )  # fmt: skip
-OWN_LEAVES = (FixedNorm, MeanPool2d, MeanPool3d)
+OWN_LEAVES = (FixedNorm, MeanPool2d, MeanPool3d, OneDnnConv3d)
 """Modules of this program that count as one operation."""
 
 
