@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,8 @@ from numpy.typing import NDArray
 from wsiseg.classes import anonymous_classes
 from wsiseg.geometry import Geometry
 from wsiseg.models.card import ModelCard, NetworkSpec, Preprocessing, Spacing, WindowSpec
+from wsiseg.models.importing import import_checkpoint
+from wsiseg.models.registry import build_network
 from wsiseg.predict import Outputs
 from wsiseg.sources.array import ArraySource
 
@@ -73,6 +76,15 @@ def card_of(classes: int = 4, *, axes: str = "yx", stride: int = 1, channels: in
         licence="none",
         intended_use="tests",
     )
+
+
+def espnet3d_card(folder: Path, *, channels: int, seed: int = 2) -> Path:
+    """The card of a narrow, fully convolutional 3D-ESPNet of three classes with seeded weights."""
+    arguments: dict[str, Any] = {"classes": 3, "channels": channels, "width": 0.25, "refinement": False}
+    torch.manual_seed(seed)
+    torch.save(build_network("espnet3d", **arguments).state_dict(), folder / "w.pth")
+    import_checkpoint(folder / "w.pth", folder / "m.json", network="espnet3d", arguments=arguments)
+    return folder / "m.json"
 
 
 class BitsPredictor:

@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 import wsiseg
+from tests.conftest import espnet3d_card
 from tests.test_pipeline import Interrupted, mask_of, stop_after
 from wsiseg.errors import AnnotationError, UsageError, WsisegError
 from wsiseg.models.importing import import_checkpoint
-from wsiseg.models.registry import build_network, load_network
+from wsiseg.models.registry import load_network
 from wsiseg.models.weights import save_weights
 from wsiseg.preprocess import CaseStats, apply, fit
 from wsiseg.report import Report
@@ -135,13 +136,8 @@ def test_the_report_of_a_volume_speaks_of_millilitres(identity: Path, tmp_path: 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A fully convolutional 3D-ESPNet with seeded weights for two modalities."""
-    folder = tmp_path_factory.mktemp("model")
-    arguments: dict[str, Any] = {"classes": 3, "channels": 2, "width": 0.25, "refinement": False}
-    torch.manual_seed(2)
-    torch.save(build_network("espnet3d", **arguments).state_dict(), folder / "w.pth")
-    import_checkpoint(folder / "w.pth", folder / "m.json", network="espnet3d", arguments=arguments)
     return edited(
-        folder / "m.json",
+        espnet3d_card(tmp_path_factory.mktemp("model"), channels=2),
         preprocessing={"statistics": "case", "foreground": "nonzero"},
         modalities=["t1n", "t2w"],
         background=0,

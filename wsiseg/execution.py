@@ -30,9 +30,11 @@ MEMORY_SHARE = 0.5
 """Of the free memory, where the user names none."""
 PROCESS_BYTES, COLUMN_BYTES = 600_000_000, 10_000
 """The program itself, and per column the rows that are decoded ahead and wait to be written, as measured."""
+UNMEASURED_HALO = 32
+"""Of volumes, unless --exact asks for more: windows with the exact one would be 20 times as large."""
 BAND_PX = 1 << 19
 """Pixels of a band at which a forward pass is fastest on a CPU."""
-VOLUME_BAND_PX = 1 << 21
+VOLUME_BAND_PX = 1 << 20
 """The same for volumes, whose features near the input are few."""
 MIN_BAND, MAX_BAND = 128, 512
 """Rows of a band where memory allows: below, the work per call shows; beyond, nothing is gained."""
@@ -68,10 +70,11 @@ def _halo(card: ModelCard, config: SegmentConfig) -> int:
         return config.halo or windows.exact_halo
     if config.halo is not None:
         return config.halo
+    if windows.halo is not None:
+        return windows.halo
     # Not measured: only the exact one is known to be enough.
-    halo = windows.exact_halo if windows.halo is None else windows.halo
-    assert halo is not None  # the card was checked
-    return halo
+    assert windows.exact_halo is not None  # the card was checked
+    return min(windows.exact_halo, UNMEASURED_HALO) if card.axes == "zyx" else windows.exact_halo
 
 
 def taper_of(card: ModelCard, config: SegmentConfig) -> int:
@@ -214,9 +217,12 @@ def make_executor(
     predictor: NetworkPredictor,
     config: SegmentConfig,
     shape: tuple[int, ...],
+    *,
+    scores: bool = False,
 ) -> Executor:
-    """The executor that a plan describes, on the model's grid of `shape`."""
+    """The executor that a plan describes, on the model's grid of `shape`; with `scores` it keeps these."""
     if execution["executor"] == "streaming":
-        return Streaming(predictor, shape, band=execution["band"])
+        return Streaming(predictor, shape, band=execution["band"], scores=scores)
     plan = window_plan(predictor.card, config, shape)
-    return Windowed(predictor, plan, taper=taper_of(predictor.card, config), batch=config.batch)
+    taper = taper_of(predictor.card, config)
+    return Windowed(predictor, plan, taper=taper, batch=config.batch, scores=scores)

@@ -16,7 +16,7 @@ from wsiseg import diagnosis
 from wsiseg.classes import VOID
 from wsiseg.config import make_config
 from wsiseg.diagnosis import gather
-from wsiseg.execute.base import to_level0
+from wsiseg.execute.base import rows_for, to_level0
 from wsiseg.execution import make_executor, try_execution
 from wsiseg.geometry import Region
 from wsiseg.plan import plan_of
@@ -108,19 +108,26 @@ def _segment_rows(
         predictor = _predictor(job, execution)
         stats = _stats(job, store, views, wanted)
         shape, from_shape = store.plan.shape, job.choice.geometry.shape
-        executor = make_executor(execution, predictor.for_case(stats), job.config, from_shape)
-        first_row = pending[0].rows.start * from_shape[0] // shape[0]
-        rows = executor.run(views.model, first_row=first_row, wanted=wanted)
-        masks = to_level0(rows, pending, shape=shape, from_shape=from_shape)
+        # Where no pixel is resampled, the highest score needs no mixing.
+        by_scores = job.card.mask_resampling == "scores" and shape != from_shape
+        predictor = predictor.for_case(stats)
+        executor = make_executor(execution, predictor, job.config, from_shape, scores=by_scores)
+
+        def first_needed(row: int) -> int:
+            part = slice(row, row + 1)
+            return int(rows_for(part, size=shape[0], from_size=from_shape[0], scores=by_scores).start)
+
+        rows = executor.run(views.model, first_row=first_needed(pending[0].rows.start), wanted=wanted)
+        masks = to_level0(rows, pending, shape=shape, from_shape=from_shape, scores=by_scores)
         for slab, mask in progress(masks, total=len(pending), what=job.request.case):
             record = finish_mask(mask, slab, job=job, tissue=tissue) | executor.work.take()
             with watch.stage("write"):
                 pieces = store.image_slabs(slab)
                 image = [store.write_image(p, views.image_rows(p)) for p in pieces]
                 store.write(slab, mask, record={**record, "image": image})
-            next_row = slab.rows.stop * from_shape[0] // shape[0]
             views.forget(
-                executor.first_row_read(next_row), image_row=pieces[-1].rows.stop if pieces else None
+                executor.first_row_read(first_needed(slab.rows.stop)),
+                image_row=pieces[-1].rows.stop if pieces else None,
             )
 
 

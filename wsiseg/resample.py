@@ -50,7 +50,9 @@ def mix(values: NDArray[np.float32], axis_taps: Taps, *, axis: int, start: int) 
     moved = np.moveaxis(values, axis, 0)
     shape = (-1, *(1,) * (moved.ndim - 1))
     columns = range(axis_taps.weights.shape[1])
-    terms = (moved[axis_taps.first + t - start] * axis_taps.weights[:, t].reshape(shape) for t in columns)
+    # What lies beyond the border has no weight, so that any value may stand for it.
+    places = (np.clip(axis_taps.first + t - start, 0, len(moved) - 1) for t in columns)
+    terms = (moved[at] * axis_taps.weights[:, t].reshape(shape) for t, at in enumerate(places))
     return np.moveaxis(reduce(np.add, terms), 0, axis)
 
 
@@ -68,6 +70,12 @@ def needed_rows(part: slice, *, size: int, from_size: int) -> slice:
     ends = nearest(slice(part.start, part.start + 1), size=size, from_size=from_size)
     last = nearest(slice(part.stop - 1, part.stop), size=size, from_size=from_size)
     return slice(int(ends[0]), int(last[0]) + 1)
+
+
+def mixed_rows(part: slice, *, size: int, from_size: int) -> slice:
+    """Input rows that `taps` takes for a stretch of output rows, those inside the input."""
+    support = taps(part, size=size, from_size=from_size).support
+    return slice(max(0, support.start), min(support.stop, from_size))
 
 
 def sample(

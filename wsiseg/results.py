@@ -305,7 +305,12 @@ def _remarks(job: Job, store: CaseStore, *, unreadable: int, total: int) -> tupl
         remarks.append("the pixel size of the model's training data was assumed, not stated")
     windowed = execution["executor"] == "windowed"
     if windowed and not job.config.exact and job.card.windows.halo is None:
-        remarks.append("the model's halo was never measured, so the exact one was used")
+        used, exact = max(execution["halo"]), job.card.windows.exact_halo
+        remarks.append(
+            "the model's halo was never measured, so the exact one was used"
+            if used == exact
+            else f"a halo of {used} pixels was used, never measured for this model; --exact takes {exact}"
+        )
     if "reason" in execution:
         remarks.append(f"windows were used instead of one exact pass: {execution['reason']}")
     return tuple(remarks)

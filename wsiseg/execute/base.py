@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -9,8 +10,9 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from wsiseg.classes import VOID
 from wsiseg.geometry import Region
-from wsiseg.resample import needed_rows, sample
+from wsiseg.resample import mix, mixed_rows, needed_rows, sample, taps
 from wsiseg.sources.cached import CachedSource
 from wsiseg.windows import Slab
 
@@ -22,11 +24,13 @@ Wanted = Callable[[Region], bool]
 class Rows:
     """Finished rows of the mask on the model's grid: class indices, VOID where not decodable.
 
-    Where nothing was wanted the values mean nothing.
+    `scores` are there if the executor was made to keep them. Where nothing was wanted the values mean
+    nothing.
     """
 
     rows: slice
     mask: NDArray[np.uint8]  # (rows, ...)
+    scores: NDArray[np.float32] | None = None  # (K, rows, ...)
 
 
 @dataclass
@@ -65,27 +69,95 @@ class Executor(Protocol):
         ...
 
 
+MIX_BYTES = 64 << 20
+"""Scores on the level-0 grid at a time."""
+
+
+class _Held:
+    """Rows of the model's grid that a slab still needs."""
+
+    def __init__(self) -> None:
+        self._pieces: list[Rows] = []
+
+    @property
+    def top(self) -> int:
+        return int(self._pieces[0].rows.start)
+
+    @property
+    def stop(self) -> int:
+        return self._pieces[-1].rows.stop if self._pieces else -1
+
+    def add(self, piece: Rows) -> None:
+        self._pieces.append(piece)
+
+    def join(self, *, before: int) -> Rows:
+        """All that is held, in one piece, without the rows above `before`."""
+        rows = slice(min(max(self.top, before), self.stop), self.stop)
+        drop = rows.start - self.top
+        mask = (
+            np.concatenate([p.mask for p in self._pieces]) if len(self._pieces) > 1 else self._pieces[0].mask
+        )
+        scores = None
+        if self._pieces[0].scores is not None:
+            scores = np.concatenate([p.scores for p in self._pieces if p.scores is not None], axis=1)[
+                :, drop:
+            ]
+        self._pieces = [Rows(rows, mask[drop:], scores)]
+        return self._pieces[0]
+
+
+def rows_for(part: slice, *, size: int, from_size: int, scores: bool) -> slice:
+    """Rows of the model's grid that rows `part` of level 0 are made from."""
+    need = needed_rows(part, size=size, from_size=from_size)
+    if not scores:
+        return need
+    mixed = mixed_rows(part, size=size, from_size=from_size)
+    return slice(min(need.start, mixed.start), max(need.stop, mixed.stop))
+
+
 def to_level0(
-    pieces: Iterator[Rows], slabs: Sequence[Slab], *, shape: tuple[int, ...], from_shape: tuple[int, ...]
+    pieces: Iterator[Rows],
+    slabs: Sequence[Slab],
+    *,
+    shape: tuple[int, ...],
+    from_shape: tuple[int, ...],
+    scores: bool = False,
 ) -> Iterator[tuple[Slab, NDArray[np.uint8]]]:
     """Each slab of the level-0 mask (a grid of `shape`), as soon as its rows of the model's grid are there.
 
-    Class indices are taken by pixel centres; what a later slab needs again is carried over.
+    Class indices are taken by pixel centres, or with `scores` are those of the highest mixed score; what a
+    later slab needs again is carried over.
     """
-    held: list[NDArray[np.uint8]] = []
-    top = stop = 0
+    held = _Held()
     for slab in slabs:
-        need = needed_rows(slab.rows, size=shape[0], from_size=from_shape[0])
-        while not held or stop < need.stop:
-            piece = next(pieces)
-            if not held:
-                top = piece.rows.start
-            held.append(piece.mask)
-            stop = piece.rows.stop
-        joined = np.concatenate(held) if len(held) > 1 else held[0]
-        drop = min(max(0, need.start - top), len(joined))
-        held, top = [joined[drop:]], top + drop
+        need = rows_for(slab.rows, size=shape[0], from_size=from_shape[0], scores=scores)
+        while held.stop < need.stop:
+            held.add(next(pieces))
+        have = held.join(before=need.start)
         whole = (slab.rows, *(slice(0, n) for n in shape[1:]))
-        mask = sample(held[0], whole, shape=shape, from_shape=from_shape, first_row=top)
+        mask = sample(have.mask, whole, shape=shape, from_shape=from_shape, first_row=have.rows.start)
         # The caller writes on it, and what is held may share its memory.
-        yield slab, mask.copy()
+        mask = mask.copy()
+        if scores:
+            _choose_by_scores(mask, slab.rows, have, shape=shape, from_shape=from_shape)
+        yield slab, mask
+
+
+def _choose_by_scores(
+    mask: NDArray[np.uint8], rows: slice, have: Rows, *, shape: tuple[int, ...], from_shape: tuple[int, ...]
+) -> None:
+    """Replace class indices by those of the highest score after mixing, except VOID."""
+    assert have.scores is not None
+    count = max(1, MIX_BYTES // (4 * len(have.scores) * math.prod(shape[1:])))
+    for start in range(rows.start, rows.stop, count):
+        part = slice(start, min(start + count, rows.stop))
+        used = mixed_rows(part, size=shape[0], from_size=from_shape[0])
+        top = have.rows.start
+        mixed = have.scores[:, used.start - top : used.stop - top]
+        for axis, (size, from_size) in enumerate(zip(shape, from_shape, strict=True)):
+            along = part if axis == 0 else slice(0, size)
+            first = used.start if axis == 0 else 0
+            mixed = mix(mixed, taps(along, size=size, from_size=from_size), axis=axis + 1, start=first)
+        best = mixed.argmax(axis=0).astype(np.uint8)
+        own = mask[part.start - rows.start : part.stop - rows.start]
+        own[own != VOID] = best[own != VOID]

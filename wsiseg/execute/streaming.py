@@ -24,15 +24,21 @@ from wsiseg.models.graph import NetworkGraph
 from wsiseg.predict import NetworkPredictor
 from wsiseg.sources.cached import CachedSource
 
+Fetched = Callable[[], NDArray[Any]]
+"""Waits for what is copied from a device."""
+
 
 class Streaming:
     """A fully convolutional network over an image of `shape`, `band` rows at a time.
 
-    A band as high as the padded image means one forward pass. Raises ModelError where the network
-    cannot be streamed, ValueError where the band is no multiple of its output stride.
+    A band as high as the padded image means one forward pass. With `scores` these come with the mask.
+    Raises ModelError where the network cannot be streamed, ValueError where the band is no multiple of
+    its output stride.
     """
 
-    def __init__(self, predictor: NetworkPredictor, shape: tuple[int, ...], *, band: int) -> None:
+    def __init__(
+        self, predictor: NetworkPredictor, shape: tuple[int, ...], *, band: int, scores: bool = False
+    ) -> None:
         card = predictor.card
         graph = NetworkGraph(predictor.network, enlarge=card.windows.output_scale, ndim=len(shape))
         self._padded = padded(shape, stride=graph.output_stride)
@@ -41,6 +47,8 @@ class Streaming:
         self._in_one_piece = band >= self._padded[0]
         self._predictor = predictor
         self._shape = shape
+        self._classes = len(card.classes)
+        self._keep_scores = scores
         self._device = Device(predictor.device)
         self._begin = cache(self._first_band)  # asked for every piece, more than once
         self._unread = 0  # the first row that may still be read
@@ -103,7 +111,9 @@ class Streaming:
         return 0
 
     def _blank(self, rows: slice) -> Rows:
-        return Rows(rows, np.zeros((rows.stop - rows.start, *self._shape[1:]), np.uint8))
+        shape = (rows.stop - rows.start, *self._shape[1:])
+        scores = np.zeros((self._classes, *shape), np.float32) if self._keep_scores else None
+        return Rows(rows, np.zeros(shape, np.uint8), scores)
 
     def _stretches(self, first: int, wanted: Wanted) -> Iterator[slice]:
         """Rows computed in one go: between two of them lies more than a receptive field of nothing."""
@@ -139,7 +149,7 @@ class Streaming:
                 void.append((slice(*rows), ~pixels.valid))
             return self._predictor.inputs(self._device.load(pixels.values))
 
-        waiting: tuple[slice, Callable[[], NDArray[np.uint8]]] | None = None
+        waiting: tuple[slice, list[Fetched]] | None = None
         for outputs in self._scores(feed, stretch):
             if outputs is None:
                 continue
@@ -148,9 +158,11 @@ class Streaming:
                 continue
             rows = slice(start, min(stop, self._shape[0]))
             inside = (slice(0, rows.stop - start), *(slice(0, n) for n in self._shape[1:]))
-            best = scores[0].max(dim=0).indices.to(torch.uint8)[inside]
+            made = [scores[0].max(dim=0).indices.to(torch.uint8)[inside]]
+            if self._keep_scores:
+                made.append(scores[0][(slice(None), *inside)])
             # While the device works on this band, the rows of the one before are handed on.
-            ready, waiting = waiting, (rows, self._device.fetch(best))
+            ready, waiting = waiting, (rows, [self._device.fetch(tensor) for tensor in made])
             if not self._device.overlaps:
                 ready, waiting = waiting, None
             if ready is not None:
@@ -172,11 +184,11 @@ class Streaming:
     def _finish(
         self,
         rows: slice,
-        fetched: Callable[[], NDArray[np.uint8]],
+        fetched: list[Fetched],
         void: list[tuple[slice, NDArray[np.bool_]]],
     ) -> Rows:
         """A piece of the mask with VOID where the image could not be decoded."""
-        mask = fetched()
+        mask, *scores = (fetch() for fetch in fetched)
         for have, invalid in void:
             part = slice(max(rows.start, have.start), min(rows.stop, have.stop))
             if part.start < part.stop:
@@ -184,7 +196,8 @@ class Streaming:
                 lines = invalid[(slice(part.start - have.start, part.stop - have.start), *inside)]
                 mask[part.start - rows.start : part.stop - rows.start][lines] = VOID
         void[:] = [entry for entry in void if entry[0].stop > rows.stop]
-        return Rows(rows, mask)
+        # What is kept may be a view of a whole band.
+        return Rows(rows, mask, scores[0].copy() if scores else None)
 
 
 class Device:
@@ -207,8 +220,8 @@ class Device:
         there.record_stream(current)
         return there
 
-    def fetch(self, mask: Tensor) -> Callable[[], NDArray[np.uint8]]:
-        """Begins to copy a mask; what comes back waits for it."""
+    def fetch(self, mask: Tensor) -> Fetched:
+        """Begins to copy a mask, or scores; what comes back waits for it."""
         if self._uploads is None:
             return mask.numpy
         host = torch.empty(mask.shape, dtype=mask.dtype, pin_memory=True)
@@ -216,7 +229,7 @@ class Device:
         copied = torch.cuda.Event()
         copied.record(torch.cuda.current_stream(self._device))
 
-        def wait() -> NDArray[np.uint8]:
+        def wait() -> NDArray[Any]:
             copied.synchronize()
             return host.numpy()
 

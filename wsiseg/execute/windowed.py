@@ -24,15 +24,19 @@ class Windowed:
     """Any network, window by window: equal to one window over everything where the halo suffices.
 
     `plan` lies on the model's grid; `taper` is the half-width in pixels of the cross-fade between
-    neighbours, 0 to keep cores. Raises ValueError where the taper does not fit the plan.
+    neighbours, 0 to keep cores; with `scores` these come with the mask. Raises ValueError where the taper
+    does not fit the plan.
     """
 
-    def __init__(self, predictor: Predictor, plan: WindowPlan, *, taper: int = 0, batch: int = 1) -> None:
+    def __init__(
+        self, predictor: Predictor, plan: WindowPlan, *, taper: int = 0, batch: int = 1, scores: bool = False
+    ) -> None:
         check_taper(plan, taper)
         self._predictor = predictor
         self._plan = plan
         self._taper = taper
         self._batch = batch
+        self._classes = len(predictor.card.classes) if scores else 0
         self.work = Work()
 
     def _first_number(self, row: int) -> int:
@@ -44,7 +48,7 @@ class Windowed:
 
     def run(self, source: CachedSource, *, first_row: int, wanted: Wanted) -> Iterator[Rows]:
         first, count = self._first_number(first_row), self._plan.grid[0]
-        stitcher = Stitcher(self._plan, taper=self._taper)
+        stitcher = Stitcher(self._plan, taper=self._taper, classes=self._classes)
         shape = (self._batch, *self._plan.window_shape)
         images = channels_last(source.num_channels, shape, fill=source.outside, dtype=source.dtype)
         images = images.swapaxes(0, 1)  # (B, C, *window)
@@ -93,12 +97,15 @@ class Stitcher:
     """Scores of windows, row of windows by row of windows, to class indices.
 
     Without taper a window's core is its own. With taper scores are added up with weights that sum to
-    one by construction, and what the next row of windows adds to is carried over.
+    one by construction, and what the next row of windows adds to is carried over. With a number of
+    `classes` their scores are kept too.
     """
 
-    def __init__(self, plan: WindowPlan, *, taper: int) -> None:
+    def __init__(self, plan: WindowPlan, *, taper: int, classes: int = 0) -> None:
         self._plan = plan
         self._taper = taper
+        self._classes = classes
+        self._scores: NDArray[np.float32] | None = None  # of the rows of _mask
         self._mask: NDArray[np.uint8] | None = None  # rows of the current row of windows
         self._void: list[tuple[tuple[slice, ...], NDArray[np.bool_]]] = []
         self._sums: Tensor | None = None  # (K, rows + taper on both sides, ...)
@@ -110,6 +117,9 @@ class Stitcher:
         if self._taper == 0:
             best = scores[(slice(None), *core)].max(dim=0).indices.to(torch.uint8)
             self._rows_mask(window)[self._in_rows(window)] = best.cpu().numpy()
+            if self._scores is not None:
+                own = scores[(slice(None), *core)].cpu().numpy()
+                self._scores[(slice(None), *self._in_rows(window))] = own
         else:
             self._add_weighted(window, scores)
         if not all_true(valid):
@@ -126,12 +136,15 @@ class Stitcher:
             mask = self._finish_weighted(start, stop)
         else:
             mask = self._mask if self._mask is not None else self._blank(stop - start)
-        self._mask = None
+        scores, self._mask = self._scores, None
         self._apply_void(mask, slice(start, stop))
-        return Rows(slice(start, stop), mask)
+        return Rows(slice(start, stop), mask, scores)
 
     def _blank(self, rows: int) -> NDArray[np.uint8]:
-        return np.zeros((rows, *self._plan.shape[1:]), np.uint8)
+        shape = (rows, *self._plan.shape[1:])
+        if self._classes:
+            self._scores = np.zeros((self._classes, *shape), np.float32)
+        return np.zeros(shape, np.uint8)
 
     def _rows_mask(self, window: Window) -> NDArray[np.uint8]:
         if self._mask is None:
@@ -163,6 +176,8 @@ class Stitcher:
             return self._blank(stop - start)
         ready = self._sums[:, max(0, start - self._top) : stop - self._top]
         best = ready.max(dim=0).indices.to(torch.uint8).cpu().numpy()
+        if self._classes:
+            self._scores = ready.cpu().numpy()
         carried = self._sums[:, stop - self._top :]
         moved = torch.zeros_like(self._sums)
         moved[:, : carried.shape[1]] = carried

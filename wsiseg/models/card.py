@@ -147,6 +147,11 @@ class ModelCard(_Frozen):
     preprocessing: Preprocessing
     windows: WindowSpec
     scores: Literal["logits", "log-probabilities"] = "logits"
+    mask_resampling: Literal["nearest", "scores"] = Field(
+        "nearest",
+        description="how the mask comes to the image's own grid where that is another: the class of the "
+        "nearest pixel, or of the highest score after linear interpolation",
+    )
     training_data: str
     licence: str
     quality: dict[str, Any] = Field(default_factory=dict, description="measured figures")
@@ -180,6 +185,8 @@ class ModelCard(_Frozen):
         special = (self.diagnoses, self.windows.output_scale, self.windows.output_region)
         if special != ((), 1, None):
             decisive += json.dumps(special)
+        if self.mask_resampling != "nearest":
+            decisive += self.mask_resampling
         return hashlib.sha256(decisive.encode()).hexdigest()
 
 
