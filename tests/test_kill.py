@@ -14,10 +14,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from tests.conftest import REPOSITORY
+from tests.conftest import REPOSITORY, espnet3d_card
 from tests.test_execution import BAND, PLAIN, SLAB, TALL, memory_for_band, tall_slide
+from tests.test_volumes import write_volume
 from wsiseg.models.registry import load_card
 
 pytestmark = pytest.mark.slow
@@ -119,6 +121,11 @@ def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[subprocess.Pope
 
 
 @pytest.fixture(scope="module")
+def narrow_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return espnet3d_card(tmp_path_factory.mktemp("narrow"), channels=1)
+
+
+@pytest.fixture(scope="module")
 def slide(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tall_slide(tmp_path_factory.mktemp("slide"))
 
@@ -200,6 +207,21 @@ def test_ten_kills_of_streaming_leave_the_same_bytes_and_repeat_no_more_than_one
     assert reach is not None
     field = sum(reach) + 1
     assert max(twice) <= field + SLAB + 2 * BAND
+
+
+@pytest.mark.timeout(600)
+def test_ten_kills_on_a_volume_leave_the_same_bytes(
+    driver: subprocess.Popen[str], tmp_path: Path, narrow_model: Path
+) -> None:
+    values = np.random.default_rng(6).integers(0, 900, (30, 26, 320)).astype(np.int16)
+    write_volume(tmp_path / "v.nii.gz", values, np.diag([1.0, 1.2, 0.8, 1.0]))
+    options = {"model": str(narrow_model), "memory": 640, "chunk": 16, "slab": 16, "image": "none"}
+    runs = Runs(driver, tmp_path / "v.nii.gz", tmp_path, **options, readers=1, threads=1)
+    stores = kill_ten_times(runs, tmp_path, seed=22)
+    whole = execution(tmp_path / "whole")
+    assert (whole["executor"], whole["repeated_pixels"]) == ("streaming", 0)
+    written = {(out / "v.mask.nii.gz").read_bytes() for out in (tmp_path / "whole", *stores)}
+    assert len(written) == 1
 
 
 @pytest.mark.timeout(300)

@@ -95,6 +95,13 @@ class Native:
             part.append(s if sign > 0 else slice(n - s.stop, n - s.start))
         return tuple(part)
 
+    def region(self, part: Region) -> Region:
+        """The canonical region (z, y, x) of slices (i, j, k): the inverse of `part`."""
+        region = list(part)
+        for (axis, sign), n, s in zip(self.orientation, self.shape, part, strict=True):
+            region[2 - axis] = s if sign > 0 else slice(n - s.stop, n - s.start)
+        return tuple(region)
+
     def nifti(self, array: Array) -> Any:
         """A nibabel image of voxels (z, y, x) on the file's own grid, with the file's header.
 
