@@ -58,7 +58,7 @@ def make_card(folder: Path, name: str, **arguments: Any) -> Path:
     network = wsiseg.build_network("espnet3d", **arguments)
     torch.save(network.state_dict(), folder / f"{name}.pth")
     path = folder / f"{name}.json"
-    import_checkpoint(folder / f"{name}.pth", path, network="espnet3d", arguments=arguments)
+    import_checkpoint(folder / f"{name}.pth", path, network="espnet3d", arguments=arguments, overwrite=True)
     card = json.loads(path.read_text())
     card["preprocessing"] |= {"statistics": "case", "foreground": "nonzero"}
     card |= {"spacing": {"value": [1, 1, 1], "unit": "millimeter"}, "background": 0}

@@ -16,6 +16,7 @@ from wsiseg.models.registry import load_card, zoo_names
 from wsiseg.plan import plan_of
 from wsiseg.report import DiagnosisReport, Report
 from wsiseg.sources import open_source
+from wsiseg.sources.volume import VolumeSource
 from wsiseg.store import CaseStore
 from wsiseg.volume_scores import VolumeScores
 
@@ -35,6 +36,7 @@ def describe(path: Path, *, mpp: float | None) -> dict[str, Any]:
         problems.append(str(err))
         source = open_source(path, 1.0)
     stated = not problems
+    volume = source if isinstance(source, VolumeSource) else None
     return {
         "path": str(path),
         "format": source.format,
@@ -47,14 +49,19 @@ def describe(path: Path, *, mpp: float | None) -> dict[str, Any]:
             {"shape": list(s.geometry.shape), "spacing": list(s.geometry.spacing) if stated else None}
             for s in source.levels
         ],
-        "problems": problems,
+        "channel_names": list(volume.channel_names) if volume else None,
+        "problems": problems + list(volume.problems if volume else ()),
     }
 
 
 def print_description(found: dict[str, Any]) -> None:
     """What `describe` found."""
     console = _console()
-    console.print(f"{found['path']}: {found['format']}, axes {found['axes']}, {found['channels']} channels")
+    names = f" ({', '.join(found['channel_names'])})" if found["channel_names"] else ""
+    console.print(
+        f"{found['path']}: {found['format']}, axes {found['axes']}, {found['channels']} channel"
+        f"{'' if found['channels'] == 1 else 's'}{names}"
+    )
     table = Table("level", "shape", f"spacing ({found['unit']})")
     for number, level in enumerate(found["levels"]):
         spacing = " x ".join(f"{s:.4g}" for s in level["spacing"]) if level["spacing"] else "not known"

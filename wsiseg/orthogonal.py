@@ -17,6 +17,7 @@ from wsiseg.classes import MaskClass
 from wsiseg.geometry import Geometry, Region
 from wsiseg.models.card import RESEARCH_USE
 from wsiseg.overlay import blend, class_color, draw_scale_bar, save
+from wsiseg.windows import slabs
 
 Gray = NDArray[np.uint8]
 Read = Callable[[Region], NDArray[Any]]
@@ -33,6 +34,9 @@ class View:
     right: str
 
 
+READ_SLICES = 64
+"""Of a mask at a time: as many as a chunk of a volume has by default, so that each is decoded once."""
+
 # As radiologists look: the patient's right is on the left, the nose up or to the left.
 VIEWS = (View("axial", 0, "R", "L"), View("coronal", 1, "R", "L"), View("sagittal", 2, "A", "P"))
 
@@ -40,11 +44,12 @@ VIEWS = (View("axial", 0, "R", "L"), View("coronal", 1, "R", "L"), View("sagitta
 def busiest(mask: Read, shape: tuple[int, ...], *, background: int | None) -> tuple[int, ...]:
     """The slice of each axis with most voxels that are not background; the middle where there are none."""
     counts = [np.zeros(n, np.int64) for n in shape]
-    for z in range(shape[0]):
-        layer = mask((slice(z, z + 1), slice(0, shape[1]), slice(0, shape[2])))[0] != (background or 0)
-        counts[0][z] = layer.sum()
-        counts[1] += layer.sum(axis=1)
-        counts[2] += layer.sum(axis=0)
+    for slab in slabs(shape[0], rows=READ_SLICES):
+        marked = mask((slab.rows, slice(0, shape[1]), slice(0, shape[2]))) != (background or 0)
+        across = marked.sum(axis=0, dtype=np.int64)  # (y, x)
+        counts[0][slab.rows] = marked.sum(axis=(1, 2))
+        counts[1] += across.sum(axis=1)
+        counts[2] += across.sum(axis=0)
     return tuple(int(c.argmax()) if c.any() else len(c) // 2 for c in counts)
 
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
 Mask = NDArray[np.bool_]
 
@@ -41,8 +40,8 @@ def surface_distances(truth: Mask, prediction: Mask, *, spacing: Sequence[float]
     """95 % Hausdorff and average symmetric surface distance of two masks of one shape, any number of axes.
 
     Distances run between centres of surface voxels, so a mask and its copy moved by one voxel are a
-    spacing apart. Where a mask is empty they are undefined. Memory: about 15 bytes per voxel of the box
-    round both masks, however large the array. Raises ValueError.
+    spacing apart. Where a mask is empty they are undefined. Memory: 3 bytes per voxel of the box round both
+    masks, however large the array, and about 100 per voxel of their surfaces. Raises ValueError.
     """
     _check(truth, prediction, spacing)
     if not (truth.any() and prediction.any()):
@@ -82,11 +81,9 @@ def _joint_box(*masks: Mask) -> tuple[slice, ...]:
 
 def _distances(start: Mask, *, to: Mask, spacing: Sequence[float]) -> NDArray[np.float64]:
     """Distance (N,) from each voxel of `start` to the nearest one of `to`."""
-    # The places of the nearest voxels are 12 bytes per voxel; the distances themselves would take 50.
-    nearest = ndimage.distance_transform_edt(
-        ~to, sampling=tuple(spacing), return_distances=False, return_indices=True
-    )  # (axes, *box) int32
-    squares = np.zeros(int(np.count_nonzero(start)))
-    for here, there, step in zip(start.nonzero(), nearest, spacing, strict=True):
-        squares += np.square((there[start] - here) * step)
-    return np.sqrt(squares, out=squares)
+    from scipy.spatial import KDTree
+
+    # Surfaces are thin: a tree of their voxels is smaller and faster than distances at every voxel.
+    tree = KDTree(np.argwhere(to) * np.asarray(spacing, np.float64))
+    distances, _ = tree.query(np.argwhere(start) * np.asarray(spacing, np.float64))
+    return np.asarray(distances, np.float64)

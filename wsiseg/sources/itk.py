@@ -12,8 +12,6 @@ import SimpleITK as sitk
 from wsiseg.errors import SourceError, UnreadableSource
 from wsiseg.sources.volume import LPS_TO_RAS, Affine, Channel, VolumeSource, native_grid
 
-SUFFIXES = (".nrrd", ".nhdr", ".mha", ".mhd")
-
 # Named, so that a file is never given to another reader than its name says.
 _READERS = {
     ".nrrd": ("NRRD", "NrrdImageIO"),
@@ -36,7 +34,7 @@ def open_itk(path: str | Path) -> VolumeSource:
     if suffix == ".nhdr":
         raise SourceError(f"{path} is a header whose voxels are in another file; save it as one .nrrd")
     if suffix not in _READERS:
-        raise UnreadableSource(f"{path} is none of {', '.join(SUFFIXES)}")
+        raise UnreadableSource(f"{path} is none of {', '.join(_READERS)}")
     format, io = _READERS[suffix]
     try:
         with path.open("rb") as file:

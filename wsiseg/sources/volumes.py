@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from wsiseg.errors import SourceError, UnreadableSource
-from wsiseg.sources.dicom_series import holds_series, open_series
-from wsiseg.sources.itk import SUFFIXES as ITK_SUFFIXES
-from wsiseg.sources.itk import open_itk
 from wsiseg.sources.nifti import MODALITIES, find_modalities, is_nifti, open_modalities, open_nifti
 from wsiseg.sources.volume import VolumeSource
+
+ITK_SUFFIXES = (".nrrd", ".nhdr", ".mha", ".mhd")
+_DICOM_MARK_AT, _DICOM_MARK = 128, b"DICM"
 
 
 def open_volume(
@@ -34,8 +34,10 @@ def _open_file(path: Path, series: str | int | None) -> VolumeSource | None:
     if is_nifti(path):
         return open_nifti(path)
     if path.suffix.lower() in ITK_SUFFIXES:
+        from wsiseg.sources.itk import open_itk
+
         return open_itk(path)
-    return open_series(path, series=series) if holds_series(path) else None
+    return _open_dicom(path, series)
 
 
 def _open_folder(
@@ -51,4 +53,19 @@ def _open_folder(
         except SourceError:
             return None  # many cases in one folder, each a file
         return open_modalities(path)
+    return _open_dicom(path, series)
+
+
+def _open_dicom(path: Path, series: str | int | None) -> VolumeSource | None:
+    files = path.iterdir() if path.is_dir() else [path]
+    if not any(_is_dicom(file) for file in files if file.is_file()):
+        return None
+    from wsiseg.sources.dicom_series import holds_series, open_series
+
     return open_series(path, series=series) if holds_series(path) else None
+
+
+def _is_dicom(path: Path) -> bool:
+    with path.open("rb") as file:
+        file.seek(_DICOM_MARK_AT)
+        return file.read(len(_DICOM_MARK)) == _DICOM_MARK
