@@ -146,7 +146,10 @@ class ModelCard(_Frozen):
     spacing: Spacing | None = Field(None, description="None: pixels are used as they are")
     preprocessing: Preprocessing
     windows: WindowSpec
-    scores: Literal["logits", "log-probabilities"] = "logits"
+    scores: Literal["logits", "log-probabilities", "probabilities"] = "logits"
+    temperature: float = Field(
+        1.0, gt=0, description="by which scores are divided before they become probabilities (calibration)"
+    )
     mask_resampling: Literal["nearest", "scores"] = Field(
         "nearest",
         description="how the mask comes to the image's own grid where that is another: the class of the "

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from wsiseg.errors import ModelError
+from wsiseg.models.averaging import Ensemble
 from wsiseg.models.card import ModelCard, read_card
 from wsiseg.models.espnet import build_espnet
 from wsiseg.models.espnet3d import build_espnet3d
@@ -33,6 +34,12 @@ ZOO = Path(__file__).parent.parent / "zoo"
 DEFAULT_MODELS = {"yx": "demo-breast8", "zyx": "hippocampus"}
 """The shipped model for each kind of input, by its axes."""
 
+
+def _build_ensemble(*, members: list[dict[str, Any]], temperatures: list[float]) -> nn.Module:
+    networks = [build_network(member["name"], **member["arguments"]) for member in members]
+    return Ensemble(networks, temperatures=temperatures)
+
+
 NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "espnet": build_espnet,
     "espnet3d": build_espnet3d,
@@ -40,6 +47,7 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "mrseg": build_mrseg,
     "segnet": build_segnet,
     "ynet": build_ynet,
+    "ensemble": _build_ensemble,
 }
 
 
@@ -52,6 +60,8 @@ def build_network(name: str, /, *, trust_code: bool = False, **arguments: Any) -
     classes=8, channels=3.
     `"espnetv2"` takes classes, channels=3, scale=1.0, decoder_width=64 | 128, ndim=2.
     `"ynet"` takes classes=8, channels=3, encoder="C1" | "D1", diagnoses=None, align_corners=True.
+
+    `"ensemble"` takes members (name and arguments of each) and temperatures.
 
     `"monai:NAME"` takes what MONAI's network of that name takes, `"python:module:function"` what that
     function takes; the latter runs foreign code and needs `trust_code`. Raises ModelError for an
