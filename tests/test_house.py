@@ -38,7 +38,7 @@ ROOMS = {
     "nibabel": {"sources"},
     "pydicom": {"sources"},
     "SimpleITK": {"sources"},
-    "matplotlib": {"overlay", "orthogonal"},
+    "matplotlib": {"overlay", "orthogonal", "training"},
     "typer": {"cli"},
     "rich": {"cli", "display"},
     "prefect": {"prefect_plugin"},

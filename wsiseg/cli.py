@@ -17,11 +17,12 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 import wsiseg
 from wsiseg import display
 from wsiseg.errors import ManifestError, ModelError, UsageError, WsisegError
+from wsiseg.metrics import Scores
 
 T = TypeVar("T")
 app = typer.Typer(
@@ -32,6 +33,32 @@ app.add_typer(models_app, name="models")
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 _COMMAND_ERRORS = (UsageError, ModelError, ManifestError)
+
+
+class TrainingBars:
+    """Steps, losses and scores of a training on stderr."""
+
+    def __init__(self) -> None:
+        self._console = Console(stderr=True)
+        self._columns = (
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
+            TextColumn("loss {task.fields[loss]}"), TimeRemainingColumn(),
+        )  # fmt: skip
+        self._bars = Progress(console=self._console)
+        self._task = TaskID(0)
+
+    def steps(self, items: Iterator[T], *, done: int, total: int, what: str) -> Iterator[T]:
+        with Progress(*self._columns, console=self._console) as bars:
+            self._bars, self._task = bars, bars.add_task(what, total=total, completed=done, loss="-")
+            for item in items:
+                yield item
+                bars.advance(self._task)
+
+    def loss(self, step: int, loss: float) -> None:
+        self._bars.update(self._task, loss=f"{loss:.4f}")
+
+    def scored(self, step: int, scores: Scores) -> None:
+        self._console.print(f"step {step}: {display.class_scores(scores)}", highlight=False)
 
 
 class ExecutorName(StrEnum):
@@ -192,13 +219,11 @@ def verify(store: Path, json: JsonFlag = False) -> None:
 
 @app.command()
 def train(run: Path, json: JsonFlag = False) -> None:
-    """Train what a run file describes; write weights and card."""
+    """Train what a run file describes; write weights and card. Safe to interrupt and to call again."""
     from wsiseg.training.loop import train as train_run
     from wsiseg.training.run import read_run
 
-    card = train_run(
-        read_run(run), progress=lambda what, steps, total: show_progress(steps, total=total, what=what)
-    )
+    card = train_run(read_run(run), watch=TrainingBars())
     _print_json({"card": str(card)}) if json else typer.echo(f"card: {card}")
 
 

@@ -63,9 +63,14 @@ def read_mapping(path: Path) -> dict[str, Any]:
     return data
 
 
+def first_error(err: ValidationError) -> Any:
+    """The mistake to tell first: an unknown key is often the reason why another is missing."""
+    return min(err.errors(), key=lambda error: error["type"] != "extra_forbidden")
+
+
 def explain(err: ValidationError, *, known: list[str]) -> str:
     """One line for the first mistake that pydantic found, naming the known keys if one is unknown."""
-    first = err.errors()[0]
+    first = first_error(err)
     where = ".".join(str(part) for part in first["loc"])
     if not where:
         return str(first["msg"]).removeprefix("Value error, ")

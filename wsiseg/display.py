@@ -75,6 +75,12 @@ def _figure(value: float | None) -> str:
     return "absent" if value is None else f"{value:.4f}"
 
 
+def class_scores(scores: Scores) -> str:
+    """IoU and Dice of every class that is in the truth, in one line."""
+    rows = [f"{c.name} IoU {_figure(c.iou)} Dice {_figure(c.dice)}" for c in scores.classes if c.truth_pixels]
+    return ", ".join(rows)
+
+
 def print_scores(scores: Scores) -> None:
     """Per-class table and the overall figures."""
     console = _console()

@@ -22,9 +22,10 @@ class CaseRow(BaseModel):
     split: str | None = Field(None, pattern=r"^(train|validation|test)$")
     annotation: str | None = Field(None, description="truth, relative to the root")
     mpp: float | None = Field(None, gt=0, description="µm per pixel where the file does not say it")
+    diagnosis: str | None = Field(None, description="what is said of the whole image")
     licence: str = Field(min_length=1, description="SPDX identifier or a short name")
 
-    @field_validator("sha256", "split", "annotation", "mpp", mode="before")
+    @field_validator("sha256", "split", "annotation", "mpp", "diagnosis", mode="before")
     @classmethod
     def _empty_is_none(cls, value: object) -> object:
         return None if value == "" else value

@@ -1,139 +1,238 @@
-"""The smallest honest trainer: one loop, a fixed number of steps, every figure from held-out cases."""
+"""The trainer on one page: check everything, step, score what was held out, write what came of it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import dataclasses
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
 from wsiseg.errors import ManifestError
 from wsiseg.files import writing
-from wsiseg.manifest import read_manifest
-from wsiseg.metrics import ConfusionMatrix, Scores, score
-from wsiseg.models.registry import build_network
-from wsiseg.preprocess import apply, fit
-from wsiseg.training.loss import class_weights, weighted_cross_entropy
-from wsiseg.training.outcome import Steps, loss_log, write_model
-from wsiseg.training.patches import PatchSampler, TrainingCase, open_cases
-from wsiseg.training.run import AnyRun, RunFile, write_run
-from wsiseg.training.volume_loop import train_volumes
+from wsiseg.metrics import ConfusionMatrix
+from wsiseg.models.card import ModelCard
+from wsiseg.predict import execution_record, keep_memory, pick_device
+from wsiseg.training.cases import Case, Cases, class_counts, open_cases
+from wsiseg.training.curves import LOG_EVERY
+from wsiseg.training.losses import Objective
+from wsiseg.training.outcome import draft_card, write_model
+from wsiseg.training.patches import PatchSampler, ahead
+from wsiseg.training.run import Run, portable
+from wsiseg.training.selfsupervised import INNER, Pretext, PretextObjective, PretextSampler
+from wsiseg.training.session import Session
+from wsiseg.training.start import build, check_start, filled, take_over, try_network
+from wsiseg.training.validation import confusion_on, summary
+from wsiseg.training.watch import Silent, Watch
+
+NOT_DECISIVE = {"threads", "device", "checkpoint_every", "card"}
+"""Settings that may change between a kill and the next start."""
 
 
-def train(run: AnyRun, *, progress: Callable[[str, Iterable[int], int], Iterable[int]] | None = None) -> Path:
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """A network in eval mode and what it cost."""
+
+    network: nn.Module
+    cost: dict[str, Any]
+
+
+def train(run: Run, *, watch: Watch | None = None) -> Path:
     """Train what a run describes; returns the path of the card.
 
-    Volumes are scored on the cases whose split is validation. On pictures, with
-    `leave_one_patient_out` one more network is trained without each patient and scored on what it has
-    not seen; those scores go on the card. Raises WsisegError where the run cannot be used.
+    Killed at any moment and called again, it goes on from its last checkpoint and ends, on a CPU, with the
+    same weights. Raises WsisegError, before any step is taken, where the run cannot be used.
     """
-    if run.threads is not None:
-        torch.set_num_threads(run.threads)
-    if not isinstance(run, RunFile):
-        return train_volumes(
-            run, steps=lambda s: s if progress is None else progress("volumes", s, run.steps)
-        )
-    mpp = run.spacing.value
-    assert not isinstance(mpp, tuple)  # the run was checked
-    cases = open_cases(read_manifest(run.manifest, root=run.root), run.mask_classes, mpp=mpp)
+    watch = watch or Silent()
+    device = ready(run)
+    cases = open_cases(run)
+    check_cases(run, cases)
+    try_network(run)
+    draft = draft_card(run, build(run))
     with writing(run.out):
         run.out.mkdir(parents=True, exist_ok=True)
 
-    def wrap(what: str) -> Steps:
-        return lambda steps: steps if progress is None else progress(what, steps, run.steps)
-
-    quality: dict[str, Any] = {"note": "no held-out figures: trained on every case"}
-    if run.leave_one_patient_out:
-        if len({case.row.patient for case in cases}) < 2:
-            raise ManifestError("leave_one_patient_out needs cases of at least two patients")
-        total = ConfusionMatrix.empty(len(run.mask_classes))
-        folds = {}
-        for patient in sorted({case.row.patient for case in cases}):
-            kept = [case for case in cases if case.row.patient != patient]
-            left_out = [case for case in cases if case.row.patient == patient]
-            network = train_network(
-                run,
-                kept,
-                log=run.out / f"{run.name}-without-{patient}.log.csv",
-                steps=wrap(f"without {patient}"),
-            )
-            matrix = confusion_on(network, left_out, run)
-            total += matrix
-            scores = score(matrix, run.mask_classes)
-            folds[patient] = _summary(scores)
-            held_out = {"left out": patient, "on the patient left out": _summary(scores)}
-            write_model(run, network, name=f"{run.name}-without-{patient}", quality=held_out)
-        quality = {
-            "method": "leave one patient out: each crop scored by weights that never saw its patient",
-            "all": _summary(score(total, run.mask_classes)),
-            "per patient": folds,
-        }
-    network = train_network(run, cases, log=run.out / f"{run.name}.log.csv", steps=wrap("all cases"))
-    card = write_model(run, network, name=run.name, quality=quality)
-    write_run(run, run.out / f"{run.name}.run.yaml")
+    quality: dict[str, Any] = {}
+    if run.validation.leave_one_patient_out:
+        quality = {"leave one patient out": leave_one_out(run, cases, draft, device, watch)}
+    trained = train_network(run, cases, draft, device, watch)
+    quality |= held_out(run, trained.network, cases, draft, device)
+    quality["training"] = trained.cost
+    card = write_model(run, trained.network, draft, name=run.name, quality=quality)
+    for name in [run.name, *(fold_name(run, case.row.patient) for case in cases.train)]:
+        state_path(run, name).unlink(missing_ok=True)
     return card
 
 
-def train_network(run: RunFile, cases: Sequence[TrainingCase], *, log: Path, steps: Steps) -> nn.Module:
-    """One network trained on `cases`, in eval mode; losses go to the CSV file `log`."""
-    torch.manual_seed(run.seed)
-    rng = np.random.default_rng(run.seed)
-    network = build_network(run.network.name, **run.network.arguments)
-    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    weights = torch.from_numpy(
-        class_weights(
-            (case.truth.read(case.source.geometry.whole) for case in cases),
-            num_classes=len(run.mask_classes),
-            c=run.class_weight_c,
+def state_path(run: Run, name: str) -> Path:
+    """Where a training leaves its state."""
+    return run.out / f"{name}.checkpoint.pt"
+
+
+def fold_name(run: Run, patient: str) -> str:
+    """Name of the model that never saw a patient."""
+    return f"{run.name}-without-{patient}"
+
+
+def ready(run: Run) -> torch.device:
+    """The device of a run, with its threads. Raises UsageError, ManifestError."""
+    device = pick_device(run.device)
+    if run.precision == "bfloat16" and device.type == "cpu":
+        raise ManifestError(
+            "precision bfloat16 is for a GPU and this run is on the CPU: set precision: float32, "
+            "or device: cuda"
         )
+    if run.threads is not None:
+        torch.set_num_threads(run.threads)
+    keep_memory()
+    return device
+
+
+def check_cases(run: Run, cases: Cases) -> None:
+    """Raises ManifestError where the run asks for cases that the manifest does not have."""
+    if run.validation.every and not (cases.validation or run.pretext):
+        raise ManifestError("validation.every needs cases whose split is validation; the manifest has none")
+    if run.validation.leave_one_patient_out and len({case.row.patient for case in cases.train}) < 2:
+        raise ManifestError("leave_one_patient_out needs cases of at least two patients")
+    if run.pretext and (run.validation.every or run.validation.leave_one_patient_out):
+        raise ManifestError("a pretext has no masks to score: take validation out of the run")
+    check_start(run)
+
+
+def train_network(run: Run, cases: Cases, draft: ModelCard, device: torch.device, watch: Watch) -> Trained:
+    """One network trained on the cases of split train, or what a kill left of it, trained to the end."""
+    network = build(run)
+    start = take_over(run, network)
+    network, sampler, objective = task_of(run, network, cases, device)
+    session = Session(
+        run,
+        network,
+        path=state_path(run, run.name),
+        identity=identity_of(run, cases, device),
+        device=device,
     )
-    sampler = PatchSampler(
-        cases=cases,
-        size=run.patch,
-        zoom=run.zoom,
-        stain_jitter=run.stain_jitter,
-        min_piece=run.min_piece,
-        glass_share=run.glass_share,
-        glass=run.background,
-    )
-    optimiser = torch.optim.AdamW(network.parameters(), weight_decay=run.weight_decay)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, max_lr=run.learning_rate, total_steps=run.steps)
-    network.train()
-    with loss_log(log, run) as note:
-        for step in steps(range(1, run.steps + 1)):
-            images, truth = sampler.batch(run.batch, rng)
-            inputs = apply(images, None, run.preprocessing).contiguous(memory_format=torch.channels_last)
-            loss = weighted_cross_entropy(network(inputs), truth, weights)
-            optimiser.zero_grad()
-            loss.backward()
-            optimiser.step()
-            schedule.step()
-            note(step, loss.item(), float(schedule.get_last_lr()[0]))
-    network.eval()
-    return network
+    session.resume()
+
+    left = range(session.step + 1, 1 if session.is_over else run.steps + 1)
+    batches = ahead(sampler, left, workers=run.patches.workers)
+    for step, drawn in watch.steps(batches, done=session.step, total=run.steps, what=run.name):
+        session.prepare(step)
+        batch = drawn.to(device, session.format)
+        parts = objective(network, session.forward(batch), batch)
+        watch.loss(step, session.learn(step, parts))
+        if run.validation.every and step % run.validation.every == 0:
+            matrices = confusion_on(filled(run, session.weights), cases.validation, card=draft, device=device)
+            watch.scored(step, session.judge(matrices))
+            session.history.write(run.out, run.name, run.mask_classes)
+        elif step % LOG_EVERY == 0:
+            session.history.write_tables(run.out, run.name)
+        if step % run.checkpoint_every == 0 or session.is_over:
+            session.save()
+        if session.is_over:
+            break
+
+    session.history.write(run.out, run.name, run.mask_classes)
+    state = session.final_weights
+    if run.pretext is not None:  # its heads have served
+        state = {key.removeprefix(INNER): value for key, value in state.items() if key.startswith(INNER)}
+    return Trained(filled(run, state), cost_of(session, cases, start))
 
 
-def confusion_on(network: nn.Module, cases: Sequence[TrainingCase], run: RunFile) -> ConfusionMatrix:
-    """Confusion of a network on whole cases."""
-    total = ConfusionMatrix.empty(len(run.mask_classes))
-    for case in cases:
-        image, truth = case.whole()
-        with torch.inference_mode():
-            scores = network(apply(image, fit(case.source, run.preprocessing), run.preprocessing))
-        prediction = scores[0].argmax(0).to(torch.uint8).numpy()
-        total += ConfusionMatrix.of(truth=truth, prediction=prediction, num_classes=len(run.mask_classes))
-    return total
+def task_of(
+    run: Run, network: nn.Module, cases: Cases, device: torch.device
+) -> tuple[nn.Module, PatchSampler, Any]:
+    """What is trained, what it sees, and what is asked of it."""
+    classes = len(run.mask_classes)
+    if run.pretext is not None:
+        heads = Pretext(network, classes=classes)
+        return heads, PretextSampler(run, cases.train), PretextObjective(run)
+    counts = class_counts(cases.train, num_classes=classes)
+    return network, PatchSampler(run, cases.train), Objective(run, counts, device=device)
 
 
-def _summary(scores: Scores) -> dict[str, Any]:
-    """Figures for a card: a class without truth pixels has no IoU worth reporting."""
-    iou = {c.name: None if c.iou is None else round(c.iou, 4) for c in scores.classes if c.truth_pixels}
+def identity_of(run: Run, cases: Cases, device: torch.device) -> dict[str, Any]:
+    """All that decides the weights: settings, data, device, threads, versions."""
+    settings = {key: value for key, value in portable(run).items() if key not in NOT_DECISIVE}
+    settings["patches"].pop("workers")
+    card = check_start(run)
+    machine = {**execution_record(device), "threads": torch.get_num_threads()}
     return {
-        "IoU of classes in the truth": iou,
-        "pixel accuracy": round(scores.pixel_accuracy or 0.0, 4),
-        "frequency-weighted IoU": round(scores.frequency_weighted_iou or 0.0, 4),
-        "pixels": scores.counted_pixels,
+        **settings,
+        "start_weights": card.sha256 if card else None,
+        "cases": cases.fingerprints,
+        "machine": {name: str(value) for name, value in machine.items()},  # torch's version is no plain text
     }
+
+
+def cost_of(session: Session, cases: Cases, start: dict[str, Any]) -> dict[str, Any]:
+    """What a training took, for the card."""
+    run = session.run
+    cost: dict[str, Any] = {
+        "cases": len(cases.train),
+        "steps": session.step,
+        "patches": session.step * run.patches.batch,
+        "patch": list(run.patch),
+        "seconds": round(session.seconds),
+        "seed": run.seed,
+        "threads": torch.get_num_threads(),
+        "device": session.device.type,
+    }
+    if run.validation.keep == "best":
+        cost["kept"] = f"weights of step {session.best['step']}"
+    return cost | ({"start": start} if start else {})
+
+
+def held_out(
+    run: Run, network: nn.Module, cases: Cases, draft: ModelCard, device: torch.device
+) -> dict[str, Any]:
+    """Figures of the cases of split validation and test, with how they were obtained."""
+    if run.pretext is not None:
+        return {"note": "learned without labels: weights to start another run from, no segmentation"}
+    chosen = run.validation.keep == "best"
+    methods = {
+        "validation": "the weights were chosen by these cases, so that the figures are somewhat too high"
+        if chosen
+        else "scored once, after the last step, on cases that training never saw",
+        "test": "scored once, after the last step, on cases that neither training nor any choice saw",
+    }
+    figures: dict[str, Any] = {}
+    for split, method in methods.items():
+        found: tuple[Case, ...] = getattr(cases, split)
+        if found:
+            matrices = confusion_on(network, found, card=draft, device=device)
+            source = f"rows marked {split} in {run.data.manifest.name}"
+            figures[split] = {"method": method, "split": source, **summary(matrices, run)}
+    if not figures and not run.validation.leave_one_patient_out:
+        figures["note"] = "no held-out figures: the manifest has no validation or test cases"
+    return figures
+
+
+def leave_one_out(
+    run: Run, cases: Cases, draft: ModelCard, device: torch.device, watch: Watch
+) -> dict[str, Any]:
+    """One more network without each patient in turn, written and scored on what it has not seen."""
+    total: list[ConfusionMatrix] = []
+    folds = {}
+    for patient in sorted({case.row.patient for case in cases.train}):
+        name = fold_name(run, patient)
+        without, apart = split_off(cases, patient)
+        fold = run.model_copy(update={"name": name})
+        trained = train_network(fold, without, draft, device, watch)
+        matrices = confusion_on(trained.network, apart, card=draft, device=device)
+        total += matrices
+        folds[patient] = summary(matrices, run)
+        quality = {"left out": patient, "on the patient left out": folds[patient], "training": trained.cost}
+        write_model(fold, trained.network, draft, name=name, quality=quality)
+    return {
+        "method": "each case scored by weights that never saw its patient",
+        "all": summary(total, run),
+        "per patient": folds,
+    }
+
+
+def split_off(cases: Cases, patient: str) -> tuple[Cases, tuple[Case, ...]]:
+    """The cases without a patient's, and that patient's."""
+    kept = tuple(case for case in cases.train if case.row.patient != patient)
+    apart = tuple(case for case in cases.train if case.row.patient == patient)
+    return dataclasses.replace(cases, train=kept), apart

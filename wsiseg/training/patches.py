@@ -1,147 +1,162 @@
-"""Training patches cut at random from the cases of a manifest, straight from their files."""
+"""Training patches cut at random from the cases, straight from their files.
+
+Every patch is drawn from (seed, step, place in the batch) and from nothing else, so that a training that
+goes on after a kill sees what it would have seen.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional
 
-from wsiseg.annotations.labels import Indices, Labels, check_size, open_index_image
-from wsiseg.classes import MaskClass
-from wsiseg.errors import ManifestError
+from wsiseg.annotations.labels import Indices
 from wsiseg.geometry import Region, region_shape
-from wsiseg.manifest import CaseRow, Manifest
-from wsiseg.models.card import sha256_of
-from wsiseg.sources import Source, open_source
-from wsiseg.sources.resampled import AS_IT_IS
-from wsiseg.training.augment import Rgb, flip_and_turn, jitter_stain
+from wsiseg.preprocess import CaseStats, apply
+from wsiseg.sources.base import Array
+from wsiseg.training.augment.histology import Rgb, vary
+from wsiseg.training.augment.volumes import vary_inputs, vary_voxels
+from wsiseg.training.cases import Case
+from wsiseg.training.place import anywhere, cut, draw_matrix, on_a_pixel
+from wsiseg.training.run import Run
 
 
 @dataclass(frozen=True)
-class TrainingCase:
-    """An opened case: image and truth on one grid."""
+class Batch:
+    """Inputs of the network (B, C, *patch) and what it should say of them, by name.
 
-    row: CaseRow
-    source: Source
-    truth: Labels
-
-    def whole(self) -> tuple[Tensor, Indices]:
-        """Image (1, C, *axes) uint8 and truth (*axes)."""
-        region = self.source.geometry.whole
-        return torch.from_numpy(self.source.read(region).values.copy())[None], self.truth.read(region)
-
-
-def open_cases(
-    manifest: Manifest, classes: Sequence[MaskClass], *, mpp: float | None = None
-) -> list[TrainingCase]:
-    """Image and truth of every row that may be trained on (split `train` or none).
-
-    Raises WsisegError where a row cannot be used: a file with another sha256 than the manifest says,
-    or pixels that are not of `mpp` µm, if that is given.
+    `truth` (B, *patch) int64 with VOID for not labelled, `diagnosis` (B,) int64.
     """
-    cases = []
-    rows = [row for row in manifest.cases if row.split in (None, "train")]
-    if not rows:
-        raise ManifestError("the manifest has no case whose split is train or empty")
-    for row in rows:
-        if row.sha256 is not None and sha256_of(manifest.resolve(row.path)) != row.sha256:
-            raise ManifestError(f"case {row.case!r}: {row.path} has another sha256 than the manifest says")
-        if row.annotation is None:
-            raise ManifestError(f"case {row.case!r} has no annotation; training needs one for each case")
-        source = open_source(manifest.resolve(row.path), mpp=row.mpp)
-        truth = open_index_image(manifest.resolve(row.annotation), classes=classes)
-        check_size(truth.shape, geometry=source.geometry, name=str(Path(row.annotation)))
-        found = max(source.geometry.spacing)
-        if mpp is not None and abs(found / mpp - 1) >= AS_IT_IS:
-            raise ManifestError(
-                f"case {row.case!r} has pixels of {found:.4g} µm, the run trains at {mpp:.4g}: "
-                "resample it first"
-            )
-        cases.append(TrainingCase(row, source, truth))
-    return cases
+
+    inputs: Tensor
+    targets: dict[str, Tensor] = field(default_factory=dict)
+
+    def to(self, device: torch.device, memory_format: torch.memory_format) -> Batch:
+        """On a device."""
+        targets = {name: target.to(device, non_blocking=True) for name, target in self.targets.items()}
+        return Batch(self.inputs.to(device, memory_format=memory_format), targets)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class PatchSampler:
-    """Draws batches of patches of `size` pixels: mosaics of pieces from different cases.
+    """Draws batches of patches of the cases of a run."""
 
-    Each piece is zoomed, flipped, turned and re-stained at random. What lies far away in a mosaic
-    says nothing about a pixel, so that a network learns to decide by what is near, and a small halo
-    serves at inference. Some pieces (`glass_share`) are bare glass of class `glass`.
-    """
+    run: Run
+    cases: Sequence[Case]
 
-    cases: Sequence[TrainingCase]
-    size: int
-    zoom: tuple[float, float]
-    stain_jitter: float
-    min_piece: int
-    glass_share: float
-    glass: int | None
+    def batch(self, step: int) -> Batch:
+        """What a step sees."""
+        drawn = [self._patch(step, index) for index in range(self.run.patches.batch)]
+        targets = {"truth": torch.from_numpy(np.stack([truth for _, truth, _ in drawn])).long()}
+        if self.run.diagnoses:
+            targets["diagnosis"] = torch.tensor([said for _, _, said in drawn])
+        return Batch(torch.stack([inputs for inputs, _, _ in drawn]), targets)
 
-    def batch(self, count: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-        """Images (B, 3, size, size) uint8 and truths (B, size, size) int64."""
-        pairs = [self._mosaic(rng) for _ in range(count)]
-        images = torch.from_numpy(np.stack([image for image, _ in pairs]))
-        truths = torch.from_numpy(np.stack([truth for _, truth in pairs]))
-        return images.permute(0, 3, 1, 2), truths.long()
+    def _patch(self, step: int, index: int) -> tuple[Tensor, Indices, int]:
+        """Input (C, *patch), truth (*patch) and diagnosis of one patch."""
+        rng = np.random.default_rng((self.run.seed, step, index))
+        if not self.run.patches.mosaic:
+            case, values, truth = self.draw(self.run.patch, rng)
+            return self.inputs(values, case.stats, rng), truth, case.diagnosis or 0
+        made = torch.empty(self.run.channels, *self.run.patch)
+        truth = np.empty(self.run.patch, np.uint8)
+        whole = tuple(slice(0, n) for n in self.run.patch)
+        for place in pieces(whole, self.run.patches.min_piece, rng):
+            if rng.random() < self.run.patches.glass_share:
+                assert self.run.background is not None  # the run was checked
+                stats, values = None, glass(region_shape(place), rng)
+                truth[place] = self.run.background
+            else:
+                case, values, truth[place] = self.draw(region_shape(place), rng)
+                stats = case.stats
+            made[(slice(None), *place)] = self.inputs(values, stats, rng)
+        return made, truth, 0
 
-    def _mosaic(self, rng: np.random.Generator) -> tuple[Rgb, Indices]:
-        image = np.empty((self.size, self.size, 3), np.uint8)
-        truth = np.empty((self.size, self.size), np.uint8)
-        whole = (slice(0, self.size), slice(0, self.size))
-        for place in _cut(whole, self.min_piece, rng):
-            height, width = region_shape(place)
-            piece, marks = self._piece(max(height, width), rng)
-            image[place], truth[place] = piece[:height, :width], marks[:height, :width]
-        return image, truth
+    def draw(self, size: tuple[int, ...], rng: np.random.Generator) -> tuple[Case, Array, Indices]:
+        """Pixels (C, *size) as read, stained or shaded otherwise, and their truth."""
+        matrix = draw_matrix(self.run.augmentation, self.run.axes, rng)
+        case, index = self._focus(rng)
+        if index is None:
+            centre = anywhere(case.shape, np.abs(matrix) @ np.array(size), rng)
+        else:
+            centre = on_a_pixel(case, index, rng)
+        values, truth = cut(case, centre, matrix, size)
+        how = self.run.augmentation
+        if how.histology is not None:
+            values = vary(values, how.histology, rng)
+        if how.mri is not None:
+            values = vary_voxels(values, how.mri, rng)
+        return case, values, truth
 
-    def _piece(self, size: int, rng: np.random.Generator) -> tuple[Rgb, Indices]:
-        """A square of `size` pixels of one case, or of glass."""
-        if self.glass is not None and rng.random() < self.glass_share:
-            color = rng.uniform(222, 255) + rng.uniform(-4, 4, size=3)
-            noise = rng.normal(0, rng.uniform(0, 4), size=(size, size, 3))
-            glass = np.clip(color + noise, 0, 255).astype(np.uint8)
-            return glass, np.full((size, size), self.glass, np.uint8)
-        case = self.cases[int(rng.integers(len(self.cases)))]
-        side = max(1, round(size / float(np.exp(rng.uniform(*np.log(self.zoom))))))
-        region = _random_region(case.source.geometry.shape, side, rng)
-        image = np.moveaxis(case.source.read(region).values, 0, -1)
-        image, truth = flip_and_turn(image, case.truth.read(region), rng)
-        if self.stain_jitter:
-            image = jitter_stain(image, rng, strength=self.stain_jitter)
-        return _resize(image, truth, size)
+    def _focus(self, rng: np.random.Generator) -> tuple[Case, int | None]:
+        """A case, all with one chance, and the class that the patch is centred on, if on any."""
+        if rng.random() >= self.run.patches.balanced:
+            return self.cases[int(rng.integers(len(self.cases)))], None
+        index = int(rng.choice(len(self._shares), p=self._shares))
+        having = self._having[index]
+        return having[int(rng.integers(len(having)))], index
+
+    @cached_property
+    def _having(self) -> list[list[Case]]:
+        """The cases in which each class occurs."""
+        return [[c for c in self.cases if c.census.total[m.index]] for m in self.run.mask_classes]
+
+    @cached_property
+    def _shares(self) -> NDArray[np.float64]:
+        """How often each class is drawn; one that nobody labelled never."""
+        wanted = self.run.patches.class_shares or (1.0,) * len(self._having)
+        shares = np.array([w if cases else 0.0 for w, cases in zip(wanted, self._having, strict=True)])
+        return np.asarray(shares / shares.sum())
+
+    def inputs(self, values: Array, stats: CaseStats | None, rng: np.random.Generator) -> Tensor:
+        """What the network takes (C, *size), from pixels as read."""
+        pixels = torch.from_numpy(np.array(values, order="C"))[None]
+        made = apply(pixels, stats, self.run.preprocessing)[0]
+        mri = self.run.augmentation.mri
+        return made if mri is None else vary_inputs(made, mri, rng)
 
 
-def _cut(place: Region, smallest: int, rng: np.random.Generator) -> list[Region]:
-    """A rectangle cut in two at random, and again, while pieces of at least `smallest` pixels remain."""
+def pieces(place: Region, smallest: int, rng: np.random.Generator) -> list[Region]:
+    """A box cut in two at random, and again, while pieces of at least `smallest` pixels remain."""
     sides = region_shape(place)
-    axis = int(sides[1] > sides[0])
+    axis = int(np.argmax(sides))
     # A piece that could be cut may stay whole, so that all sizes occur.
     if sides[axis] < 2 * smallest or rng.random() < 0.15:
         return [place]
     at = place[axis].start + int(rng.integers(smallest, sides[axis] - smallest + 1))
     first, second = list(place), list(place)
     first[axis], second[axis] = slice(place[axis].start, at), slice(at, place[axis].stop)
-    return [*_cut(tuple(first), smallest, rng), *_cut(tuple(second), smallest, rng)]
+    return [*pieces(tuple(first), smallest, rng), *pieces(tuple(second), smallest, rng)]
 
 
-def _resize(image: Rgb, truth: Indices, size: int) -> tuple[Rgb, Indices]:
-    """Image and truth at `size` pixels a side."""
-    if image.shape[:2] == (size, size):
-        return image, truth
-    x = torch.from_numpy(image.copy()).permute(2, 0, 1)[None]  # (1, 3, y, x)
-    y = torch.from_numpy(truth.copy())[None, None]
-    x = functional.interpolate(x, (size, size), mode="bilinear", antialias=True)
-    y = functional.interpolate(y, (size, size), mode="nearest-exact")
-    return x[0].permute(1, 2, 0).numpy(), y[0, 0].numpy()
+def glass(size: tuple[int, ...], rng: np.random.Generator) -> Rgb:
+    """A piece (3, *size) of a slide without tissue."""
+    color = rng.uniform(222, 255) + rng.uniform(-4, 4, size=(3, 1, 1))
+    grain = rng.standard_normal((3, *size), dtype=np.float32) * rng.uniform(0, 4)
+    return np.asarray(np.clip(color + grain, 0, 255), np.uint8)
 
 
-def _random_region(shape: tuple[int, ...], side: int, rng: np.random.Generator) -> Region:
-    lengths = [min(side, n) for n in shape]
-    starts = [int(rng.integers(n - length + 1)) for n, length in zip(shape, lengths, strict=True)]
-    return tuple(slice(a, a + length) for a, length in zip(starts, lengths, strict=True))
+def ahead(sampler: PatchSampler, steps: Iterable[int], *, workers: int) -> Iterator[tuple[int, Batch]]:
+    """Steps with their batches, which `workers` threads make ahead; the same batches with any number."""
+    if not workers:
+        yield from ((step, sampler.batch(step)) for step in steps)
+        return
+    with ThreadPoolExecutor(workers, thread_name_prefix="wsiseg-patches") as pool:
+        waiting: deque[tuple[int, Future[Batch]]] = deque()
+        try:
+            for step in steps:
+                waiting.append((step, pool.submit(sampler.batch, step)))
+                if len(waiting) > 2 * workers:
+                    first, made = waiting.popleft()
+                    yield first, made.result()
+            for first, made in waiting:
+                yield first, made.result()
+        finally:
+            pool.shutdown(cancel_futures=True)

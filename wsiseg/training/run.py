@@ -6,165 +6,197 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from wsiseg.classes import BREAST8, MaskClass
-from wsiseg.config import explain, read_mapping
+from wsiseg.config import explain, first_error, read_mapping
 from wsiseg.errors import ManifestError
 from wsiseg.models.card import NetworkSpec, Preprocessing, Spacing
+from wsiseg.models.registry import zoo_names
+from wsiseg.training.sections import (
+    Augmentation,
+    CardText,
+    Data,
+    Loss,
+    Optimiser,
+    Patches,
+    Pretext,
+    Schedule,
+    Section,
+    Start,
+    Validation,
+)
 
-MAX_ZOOM = 16.0
+UNITS = {"yx": "micrometer", "zyx": "millimeter"}
 
 
-class _Run(BaseModel):
-    """What every run says, whatever its images are."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class Run(Section):
+    """Settings of a training run on pictures and slides (axes yx) or volumes (zyx)."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9._-]+$", description="name of the model that comes out")
-    manifest: Path = Field(description="CSV of cases, relative to this file")
-    root: Path | None = Field(None, description="folder of the manifest's paths, relative to this file")
-    out: Path = Field(Path(), description="folder for weights and cards, relative to this file")
-    network: NetworkSpec
-    background: int | None = 0
-    spacing: Spacing
-    preprocessing: Preprocessing
-    seed: int = 0
-    threads: int | None = Field(None, ge=1)
-
-    training_data: str
-    licence: str
-    intended_use: str
-    limits: tuple[str, ...] = ()
-
-    def _check(self, *, count: int, wanted: dict[str, Any], zoom: tuple[float, float]) -> None:
-        """Raises ValueError for arguments of the network other than `wanted`, and for impossible values."""
-        for name, value in wanted.items():
-            allowed = value if isinstance(value, tuple) else (value,)
-            if self.network.arguments.get(name, allowed[0]) not in allowed:
-                raise ValueError(
-                    f"the network's {name} must be {value} for this trainer, "
-                    f"got {self.network.arguments[name]}"
-                )
-        if not 0 < zoom[0] <= zoom[1] <= MAX_ZOOM:
-            raise ValueError(f"zoom {zoom} must rise between 0 and {MAX_ZOOM}")
-        if self.background is not None and self.background >= count:
-            raise ValueError(f"background {self.background} is not a class")
-
-
-class RunFile(_Run):
-    """Settings of a training run on pictures and slides."""
-
-    axes: Literal["yx"] = "yx"
-    classes: Literal["breast8"] | tuple[MaskClass, ...] = "breast8"
-
-    patch: int = Field(256, ge=8, description="side of a training patch, pixels")
-    batch: int = Field(8, ge=1, description="patches a step")
-    steps: int = Field(600, ge=1)
-    learning_rate: float = Field(3e-3, gt=0, description="peak of the one-cycle schedule")
-    weight_decay: float = Field(5e-4, ge=0)
-    class_weight_c: float = Field(1.10, gt=1, description="c of the class weights 1 / ln(c + f)")
-    zoom: tuple[float, float] = Field((1.0, 1.0), description="range of random magnification")
-    stain_jitter: float = Field(0.0, ge=0, lt=1, description="relative change of stain amounts")
-    min_piece: int = Field(64, ge=8, description="smallest side of a mosaic's pieces, pixels")
-    glass_share: float = Field(0.0, ge=0, lt=1, description="share of pieces that are bare glass")
-    leave_one_patient_out: bool = Field(
-        False, description="also train without each patient in turn, and score"
+    axes: Literal["yx", "zyx"] = Field("yx", description="yx for pictures and slides, zyx for volumes")
+    network: NetworkSpec = Field(description="what is trained: name and arguments")
+    classes: Literal["breast8"] | tuple[MaskClass, ...] = Field(
+        "breast8", description="the classes of the masks: index, name and color each, or breast8"
     )
-
-    @model_validator(mode="after")
-    def _fits_together(self) -> Self:
-        count = len(self.mask_classes)
-        wanted = {"classes": count, "variant": ("A", "B"), "ndim": 2, "channels": 3}
-        self._check(count=count, wanted=wanted, zoom=self.zoom)
-        if self.network.name == "espnet3d" and "ndim" not in self.network.arguments:
-            raise ValueError("espnet3d is for volumes: add axes: zyx to the run, or ndim: 2 to its arguments")
-        if self.patch % 8:
-            raise ValueError(f"patch {self.patch} must be a multiple of 8")
-        if not len(self.preprocessing.mean) == len(self.preprocessing.std) == 3:
-            raise ValueError("preprocessing needs three means and three stds")
-        if isinstance(self.spacing.value, tuple):
-            raise ValueError("the spacing of pictures is one number, in micrometer")
-        if self.preprocessing.statistics == "case":
-            raise ValueError("this trainer takes mean and std from the run file: statistics must be card")
-        return self
+    background: int | None = Field(0, ge=0, description="class of glass or of what is outside; null: none")
+    diagnoses: tuple[str, ...] = Field(
+        (), description="what the second output says of a whole patch; names as in the manifest's diagnosis"
+    )
+    spacing: Spacing = Field(description="pixel size at which is trained; cases of another are resampled")
+    preprocessing: Preprocessing = Field(description="from pixels to the network's input, as at inference")
+    out: Path = Field(Path(), description="folder for weights, card and log, relative to this file")
+    data: Data = Field(description="the cases")
+    patches: Patches = Field(default_factory=Patches, description="what a step sees")
+    augmentation: Augmentation = Field(
+        default_factory=Augmentation,
+        description="how patches are varied",
+    )
+    losses: tuple[Loss, ...] = Field((Loss(),), min_length=1, description="what is minimised: their sum")
+    optimiser: Optimiser = Field(default_factory=Optimiser, description="how weights move")
+    schedule: Schedule = Field(default_factory=Schedule, description="how fast, by step")
+    steps: int = Field(600, ge=1, description="steps of the optimiser, at most")
+    average: float = Field(
+        0.0, ge=0, lt=1, description="decay of the running mean of the weights, which is kept; 0: none"
+    )
+    precision: Literal["float32", "bfloat16"] = Field(
+        "float32", description="float32, or bfloat16: mixed precision, on a GPU only"
+    )
+    validation: Validation = Field(default_factory=Validation, description="scores while it trains")
+    start: Start | None = Field(None, description="weights of another model to begin with")
+    pretext: Pretext | None = Field(
+        None, description="train without labels, to start another run from; annotations are not read"
+    )
+    checkpoint_every: int = Field(100, ge=1, description="steps between two states that a kill leaves")
+    seed: int = Field(0, ge=0, description="of weights, patches and augmentation")
+    threads: int | None = Field(None, ge=1, description="of the network on a CPU; null: torch's default")
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
+    card: CardText = Field(description="what the card says besides")
 
     @property
     def mask_classes(self) -> tuple[MaskClass, ...]:
         """The classes of the masks."""
         return BREAST8 if self.classes == "breast8" else self.classes
 
-
-class VolumeRun(_Run):
-    """Settings of a training run on volumes (z, y, x) of one channel."""
-
-    axes: Literal["zyx"]
-    classes: tuple[MaskClass, ...] = Field(min_length=2)
-
-    patch: tuple[int, int, int] = Field((40, 56, 40), description="voxels of a training patch, z, y, x")
-    batch: int = Field(4, ge=1, description="patches a step")
-    steps: int = Field(600, ge=1)
-    learning_rate: float = Field(3e-3, gt=0, description="peak of the one-cycle schedule")
-    weight_decay: float = Field(1e-2, ge=0)
-    average: float = Field(0.0, ge=0, lt=1, description="decay of the running mean of the weights; 0: none")
-    flip: str = Field("", pattern="^z?y?x?$", description="axes along which a volume may be mirrored")
-    warped: float = Field(0.0, ge=0, le=1, description="share of patches that are turned and zoomed")
-    rotation_deg: float = Field(0.0, ge=0, le=180, description="largest turn round each axis")
-    zoom: tuple[float, float] = Field((1.0, 1.0), description="range of random magnification, each axis")
-    intensity_jitter: float = Field(0.0, ge=0, lt=1, description="relative change of contrast, and offset")
-    noise: float = Field(0.0, ge=0, description="standard deviation added to the network's input")
-
-    @model_validator(mode="after")
-    def _fits_together(self) -> Self:
-        self._check(
-            count=len(self.classes),
-            wanted={"classes": len(self.classes), "channels": 1, "ndim": 3, "refinement": False},
-            zoom=self.zoom,
-        )
-        if self.network.name != "espnet3d":
-            raise ValueError(f"volumes are trained with espnet3d, got {self.network.name}")
-        for name in ("classes", "channels", "refinement"):
-            if name not in self.network.arguments:
-                raise ValueError(f"the network's {name} must be among its arguments")
-        if [c.index for c in self.classes] != list(range(len(self.classes))):
-            raise ValueError("classes must be numbered 0, 1, 2, ... in order")
-        if min(self.patch) < 8 or any(n % 8 for n in self.patch):
-            raise ValueError(f"patch {self.patch} must be multiples of 8")
-        if not len(self.preprocessing.mean) == len(self.preprocessing.std) == 1:
-            raise ValueError("preprocessing needs one mean and one std: volumes of one channel are trained")
-        if self.spacing.unit != "millimeter":
-            raise ValueError("the spacing of volumes is in millimeter")
-        return self
+    @property
+    def patch(self) -> tuple[int, ...]:
+        """Pixels of a patch, per axis."""
+        size = self.patches.size
+        return size if isinstance(size, tuple) else (size,) * len(self.axes)
 
     @property
-    def mask_classes(self) -> tuple[MaskClass, ...]:
-        """The classes of the masks."""
-        return self.classes
+    def channels(self) -> int:
+        """Channels of the image."""
+        return len(self.preprocessing.mean)
+
+    @property
+    def wanted_spacing(self) -> tuple[float, ...]:
+        """Pixel size per axis."""
+        value = self.spacing.value
+        return value if isinstance(value, tuple) else (value,) * len(self.axes)
+
+    @model_validator(mode="after")
+    def _classes_fit(self) -> Self:
+        count = len(self.mask_classes)
+        if [c.index for c in self.mask_classes] != list(range(count)):
+            raise ValueError("classes must be numbered 0, 1, 2, ... in order")
+        if self.background is not None and self.background >= count:
+            raise ValueError(f"background {self.background} is not a class")
+        lists: list[tuple[str, Any]] = [("patches.class_shares", self.patches.class_shares)]
+        lists += [("losses.class_weights", loss.class_weights) for loss in self.losses]
+        for name, values in lists:
+            if isinstance(values, tuple) and len(values) != count:
+                raise ValueError(f"{name} has {len(values)} values for {count} classes")
+        return self
+
+    @model_validator(mode="after")
+    def _axes_fit(self) -> Self:
+        count, patches = len(self.axes), self.patches
+        if len(self.patch) != count or min(self.patch) < 8:
+            raise ValueError(f"patches.size {self.patch} must be {count} sides of at least 8 pixels")
+        if len(self.wanted_spacing) != count:
+            raise ValueError(
+                f"spacing {self.spacing.value} must have one entry per axis ({', '.join(self.axes)})"
+            )
+        if self.spacing.unit != UNITS[self.axes]:
+            raise ValueError(f"the spacing of images with axes {self.axes} is in {UNITS[self.axes]}")
+        if len(self.preprocessing.std) != self.channels:
+            raise ValueError("preprocessing needs as many means as stds, one of each for every channel")
+        if set(self.augmentation.flip) - set(self.axes):
+            raise ValueError(f"augmentation.flip {self.augmentation.flip!r} must name axes of {self.axes!r}")
+        if self.axes == "yx":
+            if self.channels != 3:
+                raise ValueError("preprocessing needs three means and three stds: pictures are RGB")
+            if self.preprocessing.statistics == "case":
+                raise ValueError("pictures take mean and std from the run file: statistics must be card")
+        elif patches.glass_share or self.augmentation.quarter_turns or self.pretext:
+            raise ValueError("glass_share, quarter_turns and pretext are for pictures (axes: yx)")
+        wrong = self.augmentation.mri if self.axes == "yx" else self.augmentation.histology
+        if wrong is not None:
+            raise ValueError(
+                "augmentation.mri is for volumes (axes: zyx), augmentation.histology for pictures (axes: yx)"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _outputs_fit(self) -> Self:
+        joint = any(loss.output == "diagnosis" for loss in self.losses)
+        if joint != bool(self.diagnoses):
+            raise ValueError("diagnoses and a loss with output: diagnosis belong together; give both or none")
+        if joint and self.patches.mosaic:
+            raise ValueError("a mosaic is made of several cases and has no diagnosis: set mosaic: false")
+        if self.patches.glass_share and not (self.patches.mosaic and self.background is not None):
+            raise ValueError("glass_share is of a mosaic's pieces: it needs mosaic: true and a background")
+        if self.pretext and len(set(self.patch)) != 1:
+            raise ValueError(f"pretext turns patches: their sides must be equal, got {self.patch}")
+        return self
 
 
-AnyRun = RunFile | VolumeRun
-
-
-def read_run(path: Path) -> AnyRun:
-    """The run in a YAML file, its paths made absolute; `axes: zyx` in it means volumes.
-
-    Raises UsageError, ManifestError.
-    """
-    data = read_mapping(path)
-    kind = VolumeRun if data.get("axes") == "zyx" else RunFile
+def read_run(path: Path) -> Run:
+    """The run in a YAML or TOML file, its paths made absolute. Raises UsageError, ManifestError."""
     try:
-        run: AnyRun = kind(**data)
+        run = Run(**read_mapping(path))
     except ValidationError as err:
-        raise ManifestError(f"{path}: {explain(err, known=list(kind.model_fields))}") from None
+        known = known_keys(Run, first_error(err)["loc"])
+        raise ManifestError(f"{path}: {explain(err, known=known)}") from None
     folder = path.resolve().parent
-    paths: dict[str, Any] = {"manifest": folder / run.manifest, "out": folder / run.out}
-    if run.root is not None:
-        paths["root"] = folder / run.root
-    return run.model_copy(update=paths)
+    data = {"manifest": folder / run.data.manifest}
+    if run.data.root is not None:
+        data["root"] = folder / run.data.root
+    changes: dict[str, Any] = {"out": folder / run.out, "data": run.data.model_copy(update=data)}
+    if run.start is not None and run.start.card not in zoo_names():
+        changes["start"] = run.start.model_copy(update={"card": str(folder / run.start.card)})
+    return run.model_copy(update=changes)
 
 
-def write_run(run: AnyRun, path: Path) -> None:
-    """Store a run beside its weights, without the folders of the machine it ran on."""
-    data = run.model_dump(mode="json", exclude={"manifest", "root", "out"})
-    data["manifest"] = run.manifest.name
-    path.write_text(yaml.safe_dump(data, sort_keys=False, allow_unicode=True), encoding="utf-8")
+def known_keys(model: type[BaseModel], place: tuple[Any, ...]) -> list[str]:
+    """Names of the settings of the section in which a place (section, ..., key) lies."""
+    fields = model.model_fields
+    for part in place[:-1]:
+        inner = fields[part].annotation if part in fields else None
+        found = section_of(inner)
+        if found is not None:
+            fields = found.model_fields
+    return list(fields)
+
+
+def section_of(annotation: Any) -> type[BaseModel] | None:
+    """The first model inside an annotation such as `Start | None` or `tuple[Loss, ...]`."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    inner = (section_of(a) for a in getattr(annotation, "__args__", ()))
+    return next((m for m in inner if m is not None), None)
+
+
+def portable(run: Run) -> dict[str, Any]:
+    """A run as plain values, without the folders of the machine it runs on."""
+    data = run.model_dump(mode="json", exclude={"out": True, "data": {"root"}})
+    data["data"]["manifest"] = run.data.manifest.name
+    if run.start is not None:
+        data["start"]["card"] = Path(run.start.card).name
+    return data
+
+
+def write_run(run: Run, path: Path) -> None:
+    """Store a run beside its weights."""
+    path.write_text(yaml.safe_dump(portable(run), sort_keys=False, allow_unicode=True), encoding="utf-8")

@@ -1,0 +1,1 @@
+"""Variations of a patch that leave its truth valid."""
