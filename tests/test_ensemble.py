@@ -11,7 +11,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from wsiseg.errors import ModelError
+import wsiseg
+from tests.test_cli import CROP
+from tests.test_pipeline import mask_of
+from wsiseg.errors import ModelError, UsageError
 from wsiseg.models.averaging import Ensemble, OverViews
 from wsiseg.models.ensemble import combine
 from wsiseg.models.graph import NetworkGraph
@@ -113,15 +116,28 @@ def test_every_view_is_brought_back_before_the_mean(axes: int, views: Any, count
             seen.append(given.clone())
             return torch.cat([given, 1 - given], dim=1)
 
-    made = OverViews(Local(), views=views, axes=axes, probabilities=True)(pixels)
+    made = OverViews(Local(), views=views, axes=axes, temperature=None)(pixels)
     torch.testing.assert_close(made, torch.cat([pixels, 1 - pixels], dim=1))  # a local network minds no view
     distinct = {np.asarray(view).tobytes() for view in seen}
     assert len(seen) == len(distinct) == count
-    averaged = OverViews(Corner(), views=views, axes=axes, probabilities=False)(pixels * 0)
+    averaged = OverViews(Corner(), views=views, axes=axes, temperature=1.0)(pixels * 0)
     for axis in range(2, 2 + axes):
         torch.testing.assert_close(averaged, averaged.flip(axis))
 
 
 def test_turns_of_volumes_are_refused() -> None:
     with pytest.raises(ValueError, match="turns are for pictures"):
-        OverViews(nn.Identity(), views="flips and turns", axes=3, probabilities=True)
+        OverViews(nn.Identity(), views="flips and turns", axes=3, temperature=None)
+
+
+def test_views_are_averaged_in_windows_only(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"image": "none", "threads": 1, "tissue_filter": False}
+    plain = wsiseg.segment(CROP, tmp_path / "plain", executor="windowed", mpp=0.5, **options)
+    report = wsiseg.segment(CROP, tmp_path / "flips", views="flips", mpp=0.5, **options)
+    assert report.execution["executor"] == "windowed"
+    assert report.execution["reason"] == "views belongs to windows"
+    assert report.settings["views"] == "flips"
+    same = (mask_of(plain) == mask_of(report)).mean()
+    assert 0.5 < same < 1.0  # another opinion of the same network
+    with pytest.raises(UsageError, match="views flips belongs to windows; use --executor windowed"):
+        wsiseg.segment(CROP, tmp_path / "s", views="flips", executor="streaming", mpp=0.5, **options)

@@ -11,6 +11,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from wsiseg.errors import UsageError
 
+Views = Literal["none", "flips", "flips and turns"]
+"""Of a window, for a mean over them."""
+
 
 class SegmentConfig(BaseModel):
     """How one case is segmented. Everything here is stored with the mask."""
@@ -34,6 +37,10 @@ class SegmentConfig(BaseModel):
     trust_code: bool = Field(False, description="run code that the model's card names")
     tissue_filter: bool = Field(True, description="skip glass and set it to background")
     allow_upsampling: bool = Field(False, description="accept a slide coarser than the model")
+    views: Views = Field(
+        "none",
+        description="mirrored (and in a plane turned) views of a window, whose probabilities are averaged",
+    )
     core: int | None = Field(None, gt=0, description="kept part of a window, pixels per axis")
     halo: int | None = Field(None, ge=0, description="context round the core, pixels per axis")
     batch: int = Field(1, ge=1, le=4096, description="windows per forward pass")

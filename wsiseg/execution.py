@@ -24,7 +24,7 @@ from wsiseg.windows import WindowPlan, check_taper
 
 logger = logging.getLogger(__name__)
 
-WINDOW_SETTINGS = ("taper", "core", "halo", "batch")
+WINDOW_SETTINGS = ("taper", "core", "halo", "batch", "views")
 """Settings that only windows have."""
 MEMORY_SHARE = 0.5
 """Of the free memory, where the user names none."""

@@ -134,7 +134,10 @@ def _segment_rows(
 def _predictor(job: Job, execution: dict[str, Any]) -> NetworkPredictor:
     """The model of a job on the device and with the threads of a plan."""
     use_threads(execution["threads"])
-    return load_predictor(job.model, execution["device_name"], trust_code=job.config.trust_code)
+    config = job.config
+    return load_predictor(
+        job.model, execution["device_name"], trust_code=config.trust_code, views=config.views
+    )
 
 
 def finish_mask(

@@ -16,7 +16,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
+from wsiseg.config import Views
 from wsiseg.errors import ModelError, UsageError
+from wsiseg.models.averaging import OverViews
 from wsiseg.models.card import ModelCard
 from wsiseg.models.inference import for_inference
 from wsiseg.models.layers import LINEAR
@@ -125,15 +127,29 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
-def load_predictor(model: str | Path, device: str = "auto", *, trust_code: bool = False) -> NetworkPredictor:
+def load_predictor(
+    model: str | Path, device: str = "auto", *, trust_code: bool = False, views: Views = "none"
+) -> NetworkPredictor:
     """The predictor of a zoo name or the path of a card; what `trust_code` allows, see `load_network`.
 
-    Raises ModelError, UsageError.
+    With `views` its scores are means of probabilities over these. Raises ModelError, UsageError.
     """
     picked = pick_device(device)
     if picked.type == "cuda":
         torch.backends.cudnn.allow_tf32 = False  # a float32 of 10 bits is not what the plan records
-    return NetworkPredictor(load_card(model), load_network(model, trust_code=trust_code), device=picked)
+    card, network = load_card(model), load_network(model, trust_code=trust_code)
+    if views != "none":
+        try:
+            network = OverViews(
+                network,
+                views=views,
+                axes=len(card.axes),
+                temperature=None if card.scores == "probabilities" else card.temperature,
+            )
+        except ValueError as err:
+            raise UsageError(f"views {views!r}: {err}") from None
+        card = card.model_copy(update={"scores": "probabilities", "temperature": 1.0})
+    return NetworkPredictor(card, network, device=picked)
 
 
 def keep_memory() -> None:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-Views = Literal["none", "flips", "flips and turns"]
+from wsiseg.config import Views
 
 
 def first_output(made: Tensor | tuple[Tensor, ...]) -> Tensor:
@@ -52,16 +51,17 @@ class OverViews(nn.Module):
     """Mean of a network's probabilities over mirrored (and, in a plane, turned) views of its window.
 
     `views`: "flips" along every subset of the axes, or "flips and turns": all 8 of a plane. Every view
-    is brought back before the mean, so that a network that does not mind them gives what it gave.
-    Raises ValueError for turns of a volume, whose axes differ.
+    is brought back before the mean, so that a network that does not mind them gives what it gave. Scores
+    become probabilities by softmax(scores / temperature); None where they are probabilities. Raises
+    ValueError for turns of a volume, whose axes differ.
     """
 
-    def __init__(self, network: nn.Module, *, views: Views, axes: int, probabilities: bool) -> None:
+    def __init__(self, network: nn.Module, *, views: Views, axes: int, temperature: float | None) -> None:
         super().__init__()
         if views == "flips and turns" and axes != 2:
             raise ValueError("turns are for pictures; volumes take flips")
         self.network = network
-        self._probabilities = probabilities
+        self._temperature = temperature
         spatial = range(2, 2 + axes)
         turns = (0, 1) if views == "flips and turns" else (0,)
         subsets = itertools.chain.from_iterable(itertools.combinations(spatial, n) for n in range(axes + 1))
@@ -74,7 +74,7 @@ class OverViews(nn.Module):
             view = pixels.flip(flips) if flips else pixels
             view = torch.rot90(view, turn, (2, 3)) if turn else view
             scores = first_output(self.network(view))
-            made = scores if self._probabilities else scores.softmax(dim=1)
+            made = scores if self._temperature is None else (scores / self._temperature).softmax(dim=1)
             made = torch.rot90(made, -turn, (2, 3)) if turn else made
             made = made.flip(flips) if flips else made
             total = made if total is None else total + made
