@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import REPOSITORY
-from tests.test_execution import BAND, PLAIN, SLAB, TALL, memory_for_band, tall_slide
+from tests.executors import BAND, PLAIN, SLAB, TALL, memory_for_band, tall_slide
 from wsiseg.models.registry import load_card
 
 pytestmark = pytest.mark.slow

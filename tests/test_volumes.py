@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 import wsiseg
-from tests.test_pipeline import Interrupted, mask_of, stop_after
+from tests.cases import Interrupted, mask_of, stop_after
 from wsiseg.errors import AnnotationError, UsageError, WsisegError
 from wsiseg.models.importing import import_checkpoint
 from wsiseg.models.registry import build_network, load_network
