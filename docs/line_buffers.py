@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 import wsiseg
 from wsiseg.execute.schedule import Schedule, make_schedule
-from wsiseg.models.graph import NetworkGraph
+from wsiseg.graph.network import NetworkGraph
 
 HEIGHT, BAND, STEP = 40, 4, 4  # rows of the image, rows of a band, the band that is drawn (from 0)
 COLORS = {"gone": "#e8e8e8", "kept": "#8ab6e8", "made": "#f2a33a", "to come": "#ffffff"}

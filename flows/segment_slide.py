@@ -45,24 +45,5 @@ def segment_slide(
     Parameters are the options of `wsiseg segment`; what is left open is as in the config file, or as
     the program has it.
     """
-    return segment_case(
-        slide,
-        {
-            "out": out,
-            "model": model,
-            "annotations": annotations,
-            "region": region,
-            "device": device,
-            "mpp": mpp,
-            "executor": executor,
-            "memory": memory,
-            "taper": taper,
-            "exact": exact,
-            "image": image,
-            "tissue_filter": tissue_filter,
-            "allow_upsampling": allow_upsampling,
-            "trust_code": trust_code,
-            "config": config,
-            "overwrite": overwrite,
-        },
-    )
+    options = dict(locals())
+    return segment_case(options.pop("slide"), options)

@@ -7,16 +7,31 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import openslide
 import pytest
 import torch
 from numpy.typing import NDArray
+from PIL import Image
+from safetensors.torch import save_file
 
+import wsiseg
+from tests.cases import CROPS, NAMES, SMALL, write_tiff
+from tests.executors import Pooled
 from wsiseg.classes import anonymous_classes
 from wsiseg.geometry import Geometry
-from wsiseg.models.card import ModelCard, NetworkSpec, Preprocessing, Spacing, WindowSpec
+from wsiseg.models.card import (
+    ModelCard,
+    NetworkSpec,
+    Preprocessing,
+    Spacing,
+    WindowSpec,
+    sha256_of,
+    write_card,
+)
 from wsiseg.models.importing import import_checkpoint
-from wsiseg.models.registry import build_network
+from wsiseg.models.registry import NETWORKS, build_network
 from wsiseg.predict import Outputs
+from wsiseg.report import Report
 from wsiseg.sources.array import ArraySource
 
 REPOSITORY = Path(__file__).parents[1]
@@ -32,12 +47,38 @@ def shared() -> Path:
     return SHARED
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks tests that use the fixture `shared`, before those with a mark are left out."""
+    for item in items:
+        if "shared" in getattr(item, "fixturenames", ()):
+            item.add_marker("shared")
+
+
 @pytest.fixture(autouse=True)
 def _few_threads() -> Iterator[None]:
     """Threads of torch are a global: a test that sets them must not change the next one's floats."""
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def one_thread_without_gradients(_few_threads: None) -> Iterator[None]:
+    """For sums that are compared bit by bit."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        yield
+
+
+@pytest.fixture(scope="session")
+def slide_rgb() -> NDArray[np.uint8]:
+    """The shipped slide (3, y, x) as OpenSlide's own reader gives it."""
+    with openslide.OpenSlide(str(SLIDE)) as handle:
+        rgba = np.asarray(handle.read_region((0, 0), 0, handle.dimensions))
+    assert (rgba[..., 3] == 255).all()
+    return np.moveaxis(rgba[..., :3], -1, 0).copy()
 
 
 def random_image(shape: tuple[int, ...], *, channels: int = 3, seed: int = 0) -> NDArray[np.uint8]:
@@ -98,3 +139,49 @@ class BitsPredictor:
         self.batches.append(images.shape[0])
         low = torch.from_numpy(images[:, 0] & 3).long()
         return Outputs(torch.nn.functional.one_hot(low, 4).movedim(-1, 1).float())
+
+
+@pytest.fixture(scope="session")
+def picture() -> NDArray[np.uint8]:
+    """A small scene (y, x, 3) of real crops side by side, with glass on the right and below."""
+    scene = np.full((300, 520, 3), 243, np.uint8)
+    for number, name in enumerate(NAMES):
+        crop = np.asarray(Image.open(CROPS / "images" / f"{name}.png"))
+        scene[10 : 10 + 200, 130 * number + 5 : 130 * number + 125] = crop[:200, :120]
+    return scene
+
+
+@pytest.fixture(scope="session")
+def slide(picture: NDArray[np.uint8], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiff(tmp_path_factory.mktemp("slide") / "scene.tif", picture)
+
+
+@pytest.fixture(scope="session")
+def segmented(slide: Path, tmp_path_factory: pytest.TempPathFactory) -> Report:
+    return wsiseg.segment(slide, tmp_path_factory.mktemp("out"), **SMALL)
+
+
+@pytest.fixture
+def pooled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The card of a network that cannot be streamed."""
+    monkeypatch.setitem(NETWORKS, "pooled", Pooled)
+    torch.manual_seed(0)
+    save_file(Pooled(classes=4).state_dict(), tmp_path / "pooled.safetensors")
+    card = card_of(4).model_copy(
+        update={
+            "name": "pooled",
+            "network": NetworkSpec(name="pooled", arguments={"classes": 4}),
+            "weights": "pooled.safetensors",
+            "sha256": sha256_of(tmp_path / "pooled.safetensors"),
+            "background": None,
+        }
+    )
+    write_card(card, tmp_path / "pooled.json")
+    return tmp_path / "pooled.json"
+
+
+@pytest.fixture
+def fixed_memory(_few_threads: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a test gets must not depend on the machine."""
+    torch.set_num_threads(1)
+    monkeypatch.setattr("wsiseg.execution.free_memory_bytes", lambda device: 16 * 10**9)

@@ -15,7 +15,11 @@ from PIL import Image
 
 from tests.conftest import REPOSITORY
 from wsiseg.cli import main
+from wsiseg.config import SegmentConfig
+from wsiseg.errors import UsageError
+from wsiseg.exports import check_out
 from wsiseg.models.registry import ZOO
+from wsiseg.prepare import Request
 
 CROPS = REPOSITORY / "wsiseg" / "samples" / "ynet-breast8"
 NAME = "1222_1_7200_3600_2"
@@ -128,8 +132,6 @@ def test_commands_that_are_wrong_fail_with_status_2(
         2,
         "one by one",
     )
-    assert Ran(capfd, *base, "--executor", "magic").status == 2
-    assert Ran(capfd, "segment", CROP).status == 2
     assert not list(tmp_path.glob("*.ome.zarr"))
 
 
@@ -141,12 +143,80 @@ def test_weights_of_another_sha256_are_status_2(tmp_path: Path, capfd: pytest.Ca
     assert_one_sentence(ran, 2, "sha256", "not the file that the card describes")
 
 
-def test_an_output_folder_that_cannot_be_written_is_one_sentence(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+def test_an_output_folder_that_cannot_be_made_is_one_sentence_with_status_2(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").write_text("")
     ran = Ran(capfd, "segment", CROP, "--out", tmp_path / "file" / "below", "--mpp", "0.5")
-    assert_one_sentence(ran, 1, "cannot write", "a part of the path is a file", "--out")
+    assert_one_sentence(ran, 2, f"--out {tmp_path / 'file' / 'below'} cannot be made", "file is a file")
+    ran = Ran(capfd, "segment", CROP, "--out", tmp_path / "file", "--mpp", "0.5", "--json")
+    assert_one_sentence(ran, 2, f"{tmp_path / 'file'} is a file; choose another folder")
+    assert ran.out == ""
+    ran = Ran(capfd, "segment", CROP, "--out", tmp_path / ("x" * 300), "--mpp", "0.5")
+    assert_one_sentence(ran, 2, "cannot be made: File name too long; choose another folder")
+    (tmp_path / "closed").mkdir()
+    monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path / "closed")
+    ran = Ran(capfd, "segment", CROP, "--out", tmp_path / "closed" / "below", "--mpp", "0.5")
+    assert_one_sentence(ran, 2, "closed may not be written to; choose another folder")
+    assert {p.name for p in tmp_path.iterdir()} == {"file", "closed"}
+    assert not any((tmp_path / "closed").iterdir())
+
+
+def test_a_result_that_is_there_is_read_from_a_folder_that_nothing_may_be_written_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = Request(input=CROP, out=tmp_path, config=SegmentConfig())
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(UsageError, match="may not be written to"):
+        check_out(request)
+    request.store.mkdir()
+    check_out(request)
+
+
+@pytest.mark.parametrize("json_flag", [(), ("--json",)])
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        (
+            ("segment", CROP, "--out", "o", "--nope"),
+            ("option: --nope", "; see wsiseg segment --help"),
+        ),
+        (("segment", CROP), ("Missing option '--out'; see",)),
+        (("segment", CROP, "--out", "o", "--executor", "magic"), ("'--executor'", "'streaming'")),
+        (("segment", CROP, "--out", "o", "--memory", "much"), ("'--memory'", "integer")),
+        (("info",), ("Missing argument", "; see wsiseg info --help")),
+        (("info", CROP, "--mpp", "wide"), ("'--mpp'", "number")),
+        (("evaluate", "--truth", TRUTH), ("Missing option '--prediction'",)),
+        (("verify",), ("Missing argument", "wsiseg verify --help")),
+        (("train", "a.yaml", "b.yaml"), ("unexpected extra argument", "b.yaml")),
+        (("demo", "--twice"), ("No such option: --twice",)),
+        (("models", "list", "--all"), ("No such option: --all",)),
+        (("models", "show"), ("Missing argument", "wsiseg models show --help")),
+        (("models", "import", "a.pth"), ("Missing option '--out'", "wsiseg models import --help")),
+    ],
+)
+def test_a_command_line_that_cannot_be_parsed_is_one_sentence_with_status_2(
+    command: tuple[Any, ...], words: tuple[str, ...], json_flag: tuple[str], capfd: pytest.CaptureFixture[str]
+) -> None:
+    ran = Ran(capfd, *command, *json_flag)
+    assert_one_sentence(ran, 2, *words)
+    assert len(ran.err.splitlines()) == 1
+    assert ran.out == ""
+
+
+def test_commands_that_do_not_exist_are_one_sentence_and_none_at_all_is_help(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    assert_one_sentence(Ran(capfd, "segmnet"), 2, "No such command 'segmnet'", "; see wsiseg --help")
+    assert_one_sentence(Ran(capfd, "models", "lst"), 2, "No such command 'lst'", "wsiseg models --help")
+    assert_one_sentence(
+        Ran(capfd, "info", CROP, "--mpp"), 2, "'--mpp' requires an argument; see wsiseg --help"
+    )
+    for command in ((), ("models",)):
+        ran = Ran(capfd, *command)
+        assert ran.status == 2
+        assert "Usage: wsiseg" in ran.out + ran.err
+        assert "error:" not in ran.out + ran.err
 
 
 @pytest.mark.skipif(os.geteuid() != 0 or not Path("/dev/shm").is_dir(), reason="needs to mount a small tmpfs")
@@ -209,4 +279,5 @@ def test_a_keyboard_interrupt_says_that_the_command_continues(
     monkeypatch.setattr("wsiseg.display.describe", interrupt)
     ran = Ran(capfd, "info", CROP)
     assert ran.status == 130
+    assert ran.err == "interrupted: what is written stays; the same command continues\n"
     assert "Traceback" not in ran.err

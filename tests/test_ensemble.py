@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 import wsiseg
 from tests.test_cli import CROP
-from tests.test_pipeline import mask_of
+from tests.cases import mask_of
 from wsiseg.errors import ModelError, UsageError
+from wsiseg.graph.network import NetworkGraph
 from wsiseg.models.averaging import Ensemble, OverViews
 from wsiseg.models.ensemble import combine
-from wsiseg.models.graph import NetworkGraph
 from wsiseg.models.importing import import_checkpoint
 from wsiseg.models.registry import build_network, load_network
 

@@ -13,8 +13,8 @@ from torch import nn
 
 from tests.golden import assert_logits, filled_state, reference_module
 from wsiseg.errors import ModelError
+from wsiseg.graph.network import NetworkGraph
 from wsiseg.models.espnet import build_espnet
-from wsiseg.models.graph import NetworkGraph
 from wsiseg.models.importing import import_checkpoint, window_spec
 from wsiseg.models.layers import ESP
 from wsiseg.models.originals import recognise
@@ -144,7 +144,13 @@ def assert_reach_is_that_of_the_gradient(network: nn.Module, *, ndim: int, heigh
     return max(r.width for r in reaches)
 
 
-@pytest.mark.parametrize(("q", "ndim", "width"), [(3, 2, 1559), (3, 1, 1559), (5, 1, 2071), (8, 1, 2839)])
+@pytest.mark.parametrize(
+    ("q", "ndim", "width"),
+    [
+        (3, 1, 1559),
+        *(pytest.param(*p, marks=pytest.mark.slow) for p in [(3, 2, 1559), (5, 1, 2071), (8, 1, 2839)]),
+    ],
+)
 def test_the_receptive_field_is_that_of_the_gradient_at_every_phase(q: int, ndim: int, width: int) -> None:
     network = make_positive(build_espnet(classes=5, q=q, ndim=ndim))
     graph = NetworkGraph(network)

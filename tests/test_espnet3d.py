@@ -16,8 +16,8 @@ from tests.golden import assert_logits, filled_network, filled_state
 from wsiseg.errors import ModelError
 from wsiseg.execute.lines import LineStream
 from wsiseg.execute.schedule import make_schedule
+from wsiseg.graph.network import NetworkGraph
 from wsiseg.models.espnet3d import VolumeESP, build_espnet3d, scaled_channels
-from wsiseg.models.graph import NetworkGraph
 from wsiseg.models.layers import hierarchical_fusion
 from wsiseg.models.originals import espnet3d, recognise
 from wsiseg.models.registry import build_network

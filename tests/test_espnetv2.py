@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from tests.golden import assert_logits, filled_network, reference_module
 from wsiseg.errors import ModelError
+from wsiseg.graph.network import NetworkGraph
 from wsiseg.models.espnetv2 import (
     EESP,
     ENCODER_CHANNELS,
@@ -20,7 +21,6 @@ from wsiseg.models.espnetv2 import (
     StridedEESP,
     build_espnetv2,
 )
-from wsiseg.models.graph import NetworkGraph
 from wsiseg.models.layers import BATCH_NORM
 from wsiseg.models.originals import recognise
 from wsiseg.models.originals.espnetv2 import IMAGENET
@@ -137,6 +137,7 @@ def test_every_published_size_is_told_from_its_shapes_and_filled(
     assert sorted(v.flatten()[0].item() for v in network.state_dict().values()) == given
 
 
+@pytest.mark.slow
 def test_the_activation_that_a_down_sampler_never_uses_does_not_change_the_scores() -> None:
     torch.manual_seed(0)
     network = lively(build_espnetv2(classes=4, scale=0.5))
@@ -153,7 +154,9 @@ def test_the_activation_that_a_down_sampler_never_uses_does_not_change_the_score
 # -- any number of axes, any size ----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("ndim", "axis"), [(2, 0), (2, 1), (3, 0), (3, 1), (3, 2)])
+@pytest.mark.parametrize(
+    ("ndim", "axis"), [(2, 0), (2, 1), (3, 0), (3, 1), pytest.param(3, 2, marks=pytest.mark.slow)]
+)
 def test_a_single_slice_gives_what_the_network_of_one_axis_fewer_gives(ndim: int, axis: int) -> None:
     torch.manual_seed(0)
     arguments: dict[str, Any] = {"classes": 6, "scale": 0.5}
@@ -297,14 +300,14 @@ def test_a_checkpoint_that_does_not_tell_its_size_is_refused(
 @pytest.mark.parametrize(
     ("key", "shape", "message"),
     [
-        ("base_net.level4.6.module_act.weight", None, "lacks 'encoder.stage3.6.act.weight'"),
-        ("bu_br_l3.0.running_var", None, "lacks 'step_quarter.fuse.norm.running_var'"),
+        ("base_net.level4.6.module_act.weight", None, "lacks 'base_net.level4.6.module_act.weight'"),
+        ("bu_br_l3.0.running_var", None, "lacks 'bu_br_l3.0.running_var'"),
         (
             "bu_dec_l2.stages.3.weight",
             (4, 1, 5, 5),
-            r"'step_eighth.pyramid.views.3.weight' has shape \(4, 1, 5",
+            r"'bu_dec_l2.stages.3.weight' has shape \(4, 1, 5",
         ),
-        ("merge_enc_dec_l2.extra", (1,), "holds 'step_eighth.lateral.extra', which the network lacks"),
+        ("merge_enc_dec_l2.extra", (1,), "holds 'merge_enc_dec_l2.extra', which the network lacks"),
     ],
 )
 def test_a_damaged_checkpoint_is_refused_by_its_first_difference(
@@ -317,7 +320,7 @@ def test_a_damaged_checkpoint_is_refused_by_its_first_difference(
     recognised = recognise(state, name="checkpoint")
     network = build_network(recognised.network, **recognised.arguments)
     with pytest.raises(ModelError, match=message):
-        fill(network, recognised.state, name="checkpoint")
+        fill(network, recognised.state, name="checkpoint", called=recognised.name_in_file)
 
 
 def test_the_width_of_the_decoder_is_told_from_its_first_layer(shared: Path) -> None:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 import wsiseg
 from tests.conftest import SLIDE
-from tests.test_execution import memory_for_band
+from tests.executors import memory_for_band
 from wsiseg.execute.streaming import padded
 from wsiseg.models.registry import load_card
 from wsiseg.predict import load_predictor

@@ -21,8 +21,8 @@ from wsiseg.classes import VOID
 from wsiseg.errors import StoreError
 from wsiseg.export import write_nifti
 from wsiseg.export.nifti import DESCRIPTION
+from wsiseg.sources.native import Native, native_grid
 from wsiseg.sources.nifti import open_nifti
-from wsiseg.sources.volume import Native, native_grid
 from wsiseg.windows import Slab
 
 ORIENTATIONS = [

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 import wsiseg
-from tests.test_pipeline import mask_of, write_tiff
+from tests.cases import mask_of, write_tiff
 from wsiseg.errors import ModelError
 from wsiseg.models.card import ModelCard
 from wsiseg.models.importing import import_checkpoint

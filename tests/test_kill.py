@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from tests.conftest import REPOSITORY, espnet3d_card
-from tests.test_execution import BAND, PLAIN, SLAB, TALL, memory_for_band, tall_slide
+from tests.executors import BAND, PLAIN, SLAB, TALL, memory_for_band, tall_slide
 from tests.test_volumes import write_volume
 from wsiseg.models.registry import load_card
 

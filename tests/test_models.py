@@ -168,7 +168,7 @@ def test_published_checkpoints_import_with_prefixes_and_refuse_what_is_damaged(
         read_checkpoint(tmp_path / "cut.pth")
     renamed = {("br.bn.mean" if k == "br.running_mean" else k): v for k, v in state.items()}
     torch.save(renamed, tmp_path / "renamed.pth")
-    with pytest.raises(ModelError, match="lacks 'norm_eighth.running_mean'"):
+    with pytest.raises(ModelError, match="lacks 'br.running_mean'"):
         import_checkpoint(tmp_path / "renamed.pth", tmp_path / "renamed.json")
     for key, message in [("conv.conv.weight", "conv.conv.weight"), ("encoder.level1.conv.weight", "level1")]:
         short = {k: v for k, v in state.items() if k != key}

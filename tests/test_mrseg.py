@@ -12,7 +12,7 @@ from PIL import Image
 
 from tests.golden import assert_logits, filled_network, filled_state
 from wsiseg.errors import ModelError
-from wsiseg.models.graph import NetworkGraph
+from wsiseg.graph.network import NetworkGraph
 from wsiseg.models.mrseg import MultiResolutionSeg, SparseDecoder, build_mrseg
 from wsiseg.models.originals import mrseg, recognise
 from wsiseg.models.registry import build_network

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from wsiseg.errors import ModelError
-from wsiseg.models.graph import NetworkGraph
+from wsiseg.graph.network import NetworkGraph
 from wsiseg.models.registry import build_network
 from wsiseg.models.segnet import SegNet, build_segnet
 

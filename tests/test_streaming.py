@@ -21,8 +21,8 @@ from wsiseg.execute.lines import LineStream
 from wsiseg.execute.schedule import make_schedule
 from wsiseg.execute.streaming import Streaming, padded
 from wsiseg.geometry import Region
+from wsiseg.graph.network import NetworkGraph
 from wsiseg.models.espnet import ESPNetC, Variant, build_espnet
-from wsiseg.models.graph import NetworkGraph
 from wsiseg.predict import NetworkPredictor
 from wsiseg.sources import open_source
 from wsiseg.sources.cached import CachedSource

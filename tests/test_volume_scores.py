@@ -13,10 +13,12 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from wsiseg.classes import VOID, anonymous_classes
+from wsiseg.geometry import Geometry
 from wsiseg.groups import BRATS_GROUPS, ClassGroup, check_groups
 from wsiseg.metrics import ConfusionMatrix, score
+from wsiseg.report import class_areas
 from wsiseg.surface import surface_distances
-from wsiseg.volume_scores import RegionScore, VolumeScores, class_volumes, volume_scores
+from wsiseg.volume_scores import RegionScore, VolumeScores, volume_scores
 
 Volume = NDArray[np.uint8]
 SPACING = (2.0, 0.7, 0.5)
@@ -221,12 +223,14 @@ def test_scores_survive_json() -> None:
     assert VolumeScores.model_validate_json(scores.model_dump_json()) == scores
 
 
-def test_class_volumes_are_in_ml_and_void_has_no_share() -> None:
-    found = class_volumes({0: 600, 2: 200, VOID: 900}, anonymous_classes(3), voxel_volume_mm3=2.5)
-    assert [v.voxels for v in found] == [600, 0, 200]
+def test_sizes_of_classes_in_a_volume_are_in_ml_and_void_has_no_share() -> None:
+    grid = Geometry(axes="zyx", shape=(9, 9, 9), spacing=(2.5, 2.0, 0.5), unit="millimeter")
+    found = class_areas({0: 600, 2: 200, VOID: 900}, anonymous_classes(3), geometry=grid)
+    assert [v.pixels for v in found] == [600, 0, 200]
     assert [v.volume_ml for v in found] == pytest.approx([1.5, 0.0, 0.5])
     assert [v.share for v in found] == [0.75, 0.0, 0.25]
-    empty = class_volumes({VOID: 9}, anonymous_classes(1), voxel_volume_mm3=2.5)
+    assert [v.area_mm2 for v in found] == [None, None, None]
+    empty = class_areas({VOID: 9}, anonymous_classes(1), geometry=grid)
     assert (empty[0].name, empty[0].volume_ml, empty[0].share) == ("class 0", 0.0, 0.0)
 
 

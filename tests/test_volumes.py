@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 import wsiseg
+from tests.cases import Interrupted, mask_of, stop_after
 from tests.conftest import espnet3d_card
-from tests.test_pipeline import Interrupted, mask_of, stop_after
 from wsiseg.errors import AnnotationError, UsageError, WsisegError
 from wsiseg.models.importing import import_checkpoint
 from wsiseg.models.registry import load_network

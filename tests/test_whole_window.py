@@ -15,8 +15,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 import wsiseg
+from tests.cases import Interrupted, mask_of, stop_after, write_tiff
 from tests.conftest import card_of, random_image
-from tests.test_pipeline import Interrupted, mask_of, stop_after, write_tiff
 from wsiseg.config import SegmentConfig
 from wsiseg.errors import UsageError
 from wsiseg.execution import window_plan

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from tests.golden import assert_logits, filled_network, filled_state
 from wsiseg.errors import ModelError
-from wsiseg.models.graph import NetworkGraph
+from wsiseg.graph.network import NetworkGraph
 from wsiseg.models.originals import recognise
 from wsiseg.models.originals.ynet import BGR_TO_ONE
 from wsiseg.models.registry import build_network
@@ -94,6 +94,7 @@ def test_parameters_are_as_many_as_published(encoder: str, diagnoses: int | None
     assert {(m.eps, m.momentum) for m in norms} == {(1e-3, 0.95)}
 
 
+@pytest.mark.slow
 def test_the_convolutions_that_the_joint_network_never_computes_do_not_change_it() -> None:
     torch.manual_seed(0)
     network = build_ynet(diagnoses=5).eval()
@@ -108,6 +109,7 @@ def test_the_convolutions_that_the_joint_network_never_computes_do_not_change_it
     torch.testing.assert_close(after, before, rtol=0, atol=0)
 
 
+@pytest.mark.slow
 def test_the_stages_of_the_residual_network_join_the_finest_features_in_another_order() -> None:
     torch.manual_seed(0)
     alone, joint = build_ynet(encoder="D1").eval(), build_ynet(encoder="D1", diagnoses=5).eval()
@@ -226,8 +228,13 @@ def test_checkpoints_that_lack_what_is_computed_are_refused(shared: Path) -> Non
         with pytest.raises(ModelError, match=f"broken.pth lacks '{key}' of . axes"):
             recognise(without(key), name="broken.pth")
     recognised = recognise(without("segNet.level3_1.d4.conv.weight"), name="broken.pth")
-    with pytest.raises(ModelError, match="broken.pth .* lacks 'stage2.units.0.branches.2.weight'"):
-        fill(build_network("ynet", **recognised.arguments), recognised.state, name="broken.pth")
+    with pytest.raises(ModelError, match="broken.pth .* lacks 'segNet.level3_1.d4.conv.weight'"):
+        fill(
+            build_network("ynet", **recognised.arguments),
+            recognised.state,
+            name="broken.pth",
+            called=recognised.name_in_file,
+        )
     flat = complete | {"segNet.class_0.3.weight": torch.zeros(8)}
     with pytest.raises(ModelError, match="lacks 'segNet.class_0.3.weight' of 4 axes"):
         recognise(flat, name="broken.pth")

@@ -20,14 +20,14 @@ if TYPE_CHECKING:
     from wsiseg.models.registry import build_network, load_network
     from wsiseg.pipeline import segment
     from wsiseg.predict import load_predictor
-    from wsiseg.results import evaluate
+    from wsiseg.scoring import evaluate
     from wsiseg.sources import open_source
     from wsiseg.store import open_store
 
 _HOMES = {
     "WsisegError": "wsiseg.errors",
     "build_network": "wsiseg.models.registry",
-    "evaluate": "wsiseg.results",
+    "evaluate": "wsiseg.scoring",
     "load_network": "wsiseg.models.registry",
     "load_predictor": "wsiseg.predict",
     "open_source": "wsiseg.sources",

@@ -25,6 +25,7 @@ from wsiseg.errors import ManifestError, ModelError, UsageError, WsisegError
 from wsiseg.metrics import Scores
 
 T = TypeVar("T")
+INTERRUPTED = 130
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None
 )
@@ -33,6 +34,8 @@ app.add_typer(models_app, name="models")
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 _COMMAND_ERRORS = (UsageError, ModelError, ManifestError)
+# The base of all that typer says of a command line; typer may bring its own click, so click's is another.
+_ParserError: type[Exception] = typer.BadParameter.__bases__[0]
 
 
 class TrainingBars:
@@ -301,10 +304,22 @@ def main() -> None:
     logging.basicConfig(format="%(message)s", stream=sys.stderr, level=logging.WARNING)
     logging.getLogger("wsiseg").setLevel(logging.INFO)
     try:
-        app()
+        status = app(prog_name="wsiseg", standalone_mode=False)
+    except _ParserError as err:
+        typer.echo(_refusal(err), err=True)
+        sys.exit(2)
     except WsisegError as err:
         typer.echo(f"error: {err}", err=True)
         sys.exit(2 if isinstance(err, _COMMAND_ERRORS) else 1)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, typer.Abort):
+        status = INTERRUPTED
+    if status == INTERRUPTED:
         typer.echo("interrupted: what is written stays; the same command continues", err=True)
-        sys.exit(130)
+    sys.exit(status or 0)
+
+
+def _refusal(err: Any) -> str:
+    """What is wrong with a command line, in one sentence; of a command that was given nothing its help."""
+    message = " ".join(err.format_message().split()).removesuffix(".")
+    help, command = (err.ctx.get_help(), err.ctx.command_path) if err.ctx else ("", "wsiseg")
+    return help if err.message == help else f"error: {message}; see {command} --help"

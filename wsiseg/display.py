@@ -21,6 +21,7 @@ from wsiseg.store import CaseStore
 from wsiseg.volume_scores import VolumeScores
 
 SCORE_COLUMNS = ("IoU", "Dice", "prec.", "recall", "truth px", "pred. px")
+VOLUME_COLUMNS = ("Dice", "IoU", "HD95 mm", "ASD mm", "truth ml", "pred. ml")
 
 
 def _console() -> Console:
@@ -81,10 +82,16 @@ def class_scores(scores: Scores) -> str:
     return ", ".join(rows)
 
 
+def _figures(first: str, *names: str) -> Table:
+    """A table of figures, which stay whole: where it is narrow, the names before them are wrapped."""
+    columns = (Column(name, no_wrap=True, justify="right") for name in names)
+    return Table(Column(first, overflow="fold"), *columns)
+
+
 def print_scores(scores: Scores) -> None:
     """Per-class table and the overall figures."""
     console = _console()
-    table = Table(Column("class", no_wrap=True), *(Column(name, no_wrap=True) for name in SCORE_COLUMNS))
+    table = _figures("class", *SCORE_COLUMNS)
     for c in scores.classes:
         figures = [c.iou, c.dice] if c.absent else [c.iou, c.dice, c.precision, c.recall]
         cells = [_figure(f) if c.absent or f is not None else "-" for f in figures]
@@ -100,14 +107,19 @@ def print_scores(scores: Scores) -> None:
 
 
 def print_volume_scores(scores: VolumeScores) -> None:
-    """Per class and group: overlap, distances, volumes."""
-    table = Table("region", "Dice", "IoU", "HD95 mm", "ASD mm", "truth ml", "pred. ml")
+    """Per class and group: overlap, distances, volumes; and the overall figures."""
+    table = _figures("region", *VOLUME_COLUMNS)
     for r in (*scores.classes, *scores.groups):
         distances = (r.hausdorff_95_mm, r.average_surface_distance_mm)
         shown = ["-" if d is None else f"{d:.2f}" for d in distances]
         volumes = f"{r.truth_ml:.3f}", f"{r.predicted_ml:.3f}"
         table.add_row(r.name, _figure(r.dice), _figure(r.iou), *shown, *volumes)
-    _console().print(table)
+    console = _console()
+    console.print(table)
+    console.print(
+        f"mean Dice over classes present, without the background {_figure(scores.mean_dice)}; "
+        f"{scores.counted_voxels} voxels counted, {scores.void_voxels} void"
+    )
 
 
 def _how(report: Report) -> str:
@@ -132,10 +144,10 @@ def print_report(report: Report) -> None:
     console.print(table)
     if report.diagnosis is not None:
         print_diagnosis(report.diagnosis)
-    if report.scores is not None:
-        print_scores(report.scores)
     if report.volume_scores is not None:
         print_volume_scores(report.volume_scores)
+    elif report.scores is not None:
+        print_scores(report.scores)
     for remark in report.remarks:
         console.print(f"note: {remark}")
     console.print(f"mask    {report.store}")

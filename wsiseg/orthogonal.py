@@ -13,10 +13,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
-from wsiseg.classes import MaskClass
 from wsiseg.geometry import Geometry, Region
 from wsiseg.models.card import RESEARCH_USE
-from wsiseg.overlay import blend, class_color, draw_scale_bar, save
+from wsiseg.overlay import Caption, class_color, draw_scale_bar, save
 from wsiseg.windows import slabs
 
 Gray = NDArray[np.uint8]
@@ -70,19 +69,16 @@ def gray(slices: Sequence[NDArray[Any]]) -> list[Gray]:
 
 def draw_orthogonal(
     path: Path,
+    caption: Caption,
     *,
-    title: str,
     image: Read,
     mask: Read,
     truth: Read | None,
-    classes: Sequence[MaskClass],
     sizes_ml: Sequence[float],
-    background: int | None,
-    geometry: Geometry,
 ) -> None:
-    """Write a picture of three slices through the most of a mask. Raises StoreError."""
-    shape = geometry.shape
-    places = busiest(mask, shape, background=background)
+    """Write a picture of three slices through the most of a mask; sizes per class. Raises StoreError."""
+    shape = caption.geometry.shape
+    places = busiest(mask, shape, background=caption.background)
     names = ["image", "mask"] if truth is None else ["image", "mask", "truth"]
     figure = Figure(figsize=(11.0, 3.4 * len(names) + 1.2), dpi=120, layout="constrained")
     axes = figure.subplots(len(names), len(VIEWS), squeeze=False)
@@ -94,19 +90,19 @@ def draw_orthogonal(
         for labels in (mask, truth):
             if labels is not None:
                 indices = slice_at(labels, shape, view, place).astype(np.uint8)
-                pictures.append(blend(rgb, indices, classes=classes, background=background))
+                pictures.append(caption.blend(rgb, indices))
         for row, shown in enumerate(pictures):
-            _show(axes[row, column], shown, view, geometry=geometry)
+            _show(axes[row, column], shown, view, geometry=caption.geometry)
             axes[row, column].set_title(f"{view.name} {place}, {names[row]}", fontsize=9)
     handles = [
         Patch(facecolor=class_color(c), edgecolor="black", linewidth=0.5, label=f"{c.name} {ml:.3g} ml")
-        for c, ml in zip(classes, sizes_ml, strict=True)
+        for c, ml in zip(caption.classes, sizes_ml, strict=True)
     ]
     legend = figure.legend(
         handles=handles, loc="outside lower center", ncols=4, fontsize=8, frameon=False, title=RESEARCH_USE
     )
     legend.get_title().set_fontsize(8)
-    save(figure, path, title=title)
+    save(figure, path, title=caption.title)
 
 
 def _show(axis: Axes, picture: NDArray[np.uint8], view: View, *, geometry: Geometry) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -46,6 +47,21 @@ def blend(image: Rgb, mask: Indices, *, classes: Sequence[MaskClass], background
     return np.where(border[..., None], (0.6 * tinted).astype(np.uint8), tinted)
 
 
+@dataclass(frozen=True)
+class Caption:
+    """What a picture of a case says beside its pixels."""
+
+    title: str
+    classes: Sequence[MaskClass]
+    background: int | None
+    geometry: Geometry
+    """Grid of the mask."""
+
+    def blend(self, image: Rgb, mask: Indices) -> Rgb:
+        """The image (y, x, 3) tinted by the mask (y, x)."""
+        return blend(image, mask, classes=self.classes, background=self.background)
+
+
 def scale_bar_um(extent_um: float) -> float:
     """A round length (1, 2 or 5 times a power of ten) of about a fifth of the picture's width."""
     target = extent_um / 5
@@ -53,21 +69,11 @@ def scale_bar_um(extent_um: float) -> float:
     return max(m * power for m in (1.0, 2.0, 5.0) if m * power <= target)
 
 
-def draw_overlay(
-    path: Path,
-    *,
-    title: str,
-    image: Rgb,
-    mask: Indices,
-    truth: Indices | None,
-    classes: Sequence[MaskClass],
-    background: int | None,
-    geometry: Geometry,
-) -> None:
-    """Write overlay.png from pictures (y, x[, 3]) of one size over `geometry`. Raises StoreError."""
-    panels = [("tissue", image), ("mask", blend(image, mask, classes=classes, background=background))]
+def draw_overlay(path: Path, caption: Caption, *, image: Rgb, mask: Indices, truth: Indices | None) -> None:
+    """Write overlay.png from pictures (y, x[, 3]) of one size over the whole grid. Raises StoreError."""
+    panels = [("tissue", image), ("mask", caption.blend(image, mask))]
     if truth is not None:
-        panels.append(("annotation", blend(image, truth, classes=classes, background=background)))
+        panels.append(("annotation", caption.blend(image, truth)))
     aspect = image.shape[0] / image.shape[1]
     width = 5.0
     height = min(max(width * aspect, 2.2), 14.0)
@@ -77,9 +83,9 @@ def draw_overlay(
         axis.imshow(picture, interpolation="nearest" if min(picture.shape[:2]) < 400 else "auto")
         axis.set_title(name, fontsize=10)
         axis.set_axis_off()
-        draw_scale_bar(axis, picture.shape, extent_um=_extent_um(geometry))
-    _draw_legend(figure, mask, truth, classes)
-    save(figure, path, title=title)
+        draw_scale_bar(axis, picture.shape, extent_um=_extent_um(caption.geometry))
+    _draw_legend(figure, mask, truth, caption.classes)
+    save(figure, path, title=caption.title)
 
 
 def save(figure: Figure, path: Path, *, title: str) -> None:

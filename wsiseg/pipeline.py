@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from wsiseg import diagnosis
 from wsiseg.classes import VOID
@@ -18,6 +17,7 @@ from wsiseg.config import make_config
 from wsiseg.diagnosis import gather
 from wsiseg.execute.base import rows_for, to_level0
 from wsiseg.execution import make_executor, try_execution
+from wsiseg.exports import check_out, remove_stale
 from wsiseg.geometry import Region
 from wsiseg.plan import plan_of
 from wsiseg.predict import NetworkPredictor, keep_memory, load_predictor, use_threads
@@ -33,7 +33,7 @@ from wsiseg.prepare import (
 from wsiseg.preprocess import CaseStats, fit
 from wsiseg.progress import Progress, no_progress
 from wsiseg.report import Report, Stopwatch
-from wsiseg.results import finished_report, make_report, remove_stale, void_places
+from wsiseg.results import finished_report, make_report, void_places
 from wsiseg.sources.cached import CachedSource
 from wsiseg.sources.resampled import ResampledSource
 from wsiseg.store import CaseStore
@@ -68,6 +68,7 @@ def segment(
         region=Path(region) if region else None,
         overwrite=overwrite,
     )
+    check_out(request)
     keep_memory()
     watch = Stopwatch()
     with watch.stage("open"):
@@ -209,29 +210,24 @@ def _tissue(job: Job, store: CaseStore, progress: Progress) -> TissueMask | None
     """The tissue mask of the ledger, made and kept there on the first run."""
     if job.background is None:
         return None
-    flat = len(store.plan.shape) == 2
-    name = "tissue.png" if flat else "foreground.npy"
-    kept = store.read_file(name)
+    kept = store.ledger.read("tissue.npz")
     if kept is not None:
-        buffer = io.BytesIO(kept)
-        return TissueMask((np.asarray(Image.open(buffer)) if flat else np.load(buffer)) > 0)
+        with np.load(io.BytesIO(kept)) as arrays:
+            return TissueMask(arrays["tissue"])
     tissue = detect_tissue(job, progress=progress)
     written = io.BytesIO()
-    if flat:
-        Image.fromarray(tissue.grid).save(written, format="png")
-    else:
-        np.save(written, tissue.grid)
-    store.write_file(name, written.getvalue())
+    np.savez_compressed(written, tissue=tissue.grid)
+    store.ledger.write("tissue.npz", written.getvalue())
     return tissue
 
 
 def _stats(job: Job, store: CaseStore, views: Views, wanted: Any) -> CaseStats | None:
     """The case's statistics of the ledger, fitted and kept there on the first run."""
-    kept = store.read_file("stats.json")
+    kept = store.ledger.read("stats.json")
     if kept is not None:
         return CaseStats.model_validate_json(kept)
     stats = fit(views.model, job.card.preprocessing, wanted=wanted)
     if stats is not None:
-        store.write_file("stats.json", stats.model_dump_json().encode())
+        store.ledger.write("stats.json", stats.model_dump_json().encode())
         views.forget(views.model.geometry.shape[0], image_row=None)
     return stats

@@ -5,7 +5,7 @@
     ├── 0, 1, ...            image pyramid (c, y, x) uint8
     ├── labels/tissue/0, 1   mask pyramid (y, x) uint8
     ├── diagnosis            probabilities per window (c, y, x) float32, where the network has them
-    └── ledger/              plan.json, slab-00000.json, ..., complete.json, tissue.png
+    └── ledger/              plan.json, slab-00000.json, ..., complete.json, tissue.npz, stats.json
 
 A slab's data are written first, then its ledger entry, whole, with a hash. "Done" is what the ledger
 says, never which files exist: an all-background slab leaves none. One process writes a store; a
@@ -14,7 +14,6 @@ slab is a row of whole shards, so no shard is ever written in two pieces.
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -27,8 +26,9 @@ from numpy.typing import NDArray
 from zarr.errors import BaseZarrError
 
 from wsiseg.errors import ConfigMismatch, IncompleteStore, StoreError
-from wsiseg.files import content_hash, to_json, write_whole, writing
+from wsiseg.files import content_hash, writing
 from wsiseg.geometry import Geometry
+from wsiseg.ledger import Ledger
 from wsiseg.ngff import image_metadata, label_group_metadata, label_metadata
 from wsiseg.plan import StorePlan, difference, plan_of
 from wsiseg.pyramid import build_levels, create_array, level_hash, mean, pick
@@ -47,6 +47,7 @@ class CaseStore:
     def __init__(self, path: Path, plan: StorePlan) -> None:
         self.path = path
         self.plan = plan
+        self.ledger = Ledger(path / "ledger", plan=plan)
         self.slabs: list[Slab] = slabs(plan.shape[0], rows=plan.slab_rows)
 
     @classmethod
@@ -106,7 +107,7 @@ class CaseStore:
         """Ledger entries of the slabs done so far, from the first on without a gap."""
         found = []
         for slab in self.slabs:
-            entry = self._under_plan(_entry_name(slab))
+            entry = self.ledger.entry(_entry_name(slab))
             if entry is None:
                 break
             found.append(entry)
@@ -118,21 +119,7 @@ class CaseStore:
 
     def completion(self) -> dict[str, Any] | None:
         """What `complete` recorded, or None if the store is unfinished."""
-        return self._under_plan("complete.json")
-
-    def _under_plan(self, name: str) -> dict[str, Any] | None:
-        """A ledger entry, if it is whole and was written under this plan."""
-        try:
-            data = json.loads(self.read_file(name) or b"null")
-        except ValueError:
-            return None
-        good = isinstance(data, dict) and data.get("plan") == self.plan.identity
-        return data if good else None
-
-    def read_file(self, name: str) -> bytes | None:
-        """A small file of the ledger, or None."""
-        path = self.path / "ledger" / name
-        return path.read_bytes() if path.is_file() else None
+        return self.ledger.entry("complete.json")
 
     def mask(self, level: int = 0) -> zarr.Array[Any]:
         """The mask, class indices (*axes) uint8."""
@@ -174,12 +161,7 @@ class CaseStore:
                 dtype=plan.image_dtype,
             )
         # Last: a store without a plan is one to which nothing was written.
-        self.write_file("plan.json", plan.model_dump_json(indent=1).encode())
-
-    def write_file(self, name: str, data: bytes) -> None:
-        """Write a small file of the ledger, whole or not at all. Raises StoreError."""
-        with writing(self.path):
-            write_whole(self.path / "ledger" / name, data)
+        self.ledger.write("plan.json", plan.model_dump_json(indent=1).encode())
 
     def write(self, slab: Slab, mask: Mask, *, record: dict[str, Any]) -> None:
         """Write the finished rows of a slab: the data, then the ledger entry. Raises StoreError."""
@@ -190,13 +172,12 @@ class CaseStore:
             self.mask()[slab.rows] = mask
         counts = np.bincount(mask.ravel(), minlength=256)
         entry = {
-            "plan": self.plan.identity,
             "rows": [slab.rows.start, slab.rows.stop],
             "sha256": content_hash(mask),
             "counts": {str(v): int(counts[v]) for v in np.flatnonzero(counts)},
             **record,
         }
-        self.write_file(_entry_name(slab), to_json(entry))
+        self.ledger.record(_entry_name(slab), entry)
 
     def write_image(self, piece: Slab, image: Image) -> list[Any]:
         """Write rows of the stored image (C, rows, ...); returns rows and hash for the slab's record."""
@@ -229,7 +210,7 @@ class CaseStore:
                 zarr.create_array(self.path / name, data=values, dimension_names=names, overwrite=True)
                 hashes[name] = level_hash(self.path / name, axes=plan.axes, chunk=plan.chunk)
             self._describe(mask_levels, image_levels)
-        self.write_file("complete.json", to_json({"plan": plan.identity, "levels": hashes, **record}))
+        self.ledger.record("complete.json", {"levels": hashes, **record})
 
     def _describe(self, mask_levels: list[str], image_levels: list[str]) -> None:
         """OME metadata of image and mask; without an image the mask is the root's image too."""
@@ -264,7 +245,7 @@ class CaseStore:
         """Recompute every hash; returns a sentence for each piece that is not what was written."""
         problems = []
         completion = self.completion()
-        by_slab = {slab.index: self._under_plan(_entry_name(slab)) for slab in self.slabs}
+        by_slab = {slab.index: self.ledger.entry(_entry_name(slab)) for slab in self.slabs}
         entries = [entry for entry in by_slab.values() if entry is not None]
         if completion is None:
             missing = len(self.slabs) - len(entries)

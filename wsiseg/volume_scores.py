@@ -25,16 +25,6 @@ class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True)
 
 
-class ClassVolume(_Frozen):
-    """How much of a volume a class fills."""
-
-    index: int
-    name: str
-    voxels: int
-    volume_ml: float
-    share: float = Field(description="of all voxels that have a class, 0..1")
-
-
 class RegionScore(_Frozen):
     """Scores of one class or group.
 
@@ -96,23 +86,6 @@ class VolumeScores(_Frozen):
             void_voxels=matrix.void,
             spacing_mm=tuple(spacing_mm),
         )
-
-
-def class_volumes(
-    counts: dict[int, int], classes: Sequence[MaskClass], *, voxel_volume_mm3: float
-) -> tuple[ClassVolume, ...]:
-    """Volume and share of every class from voxel counts by class index; void voxels have no share."""
-    total = sum(n for value, n in counts.items() if value != VOID)
-    return tuple(
-        ClassVolume(
-            index=c.index,
-            name=c.name,
-            voxels=counts.get(c.index, 0),
-            volume_ml=counts.get(c.index, 0) * voxel_volume_mm3 / MM3_PER_ML,
-            share=counts.get(c.index, 0) / total if total else 0.0,
-        )
-        for c in classes
-    )
 
 
 def volume_scores(

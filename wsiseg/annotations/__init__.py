@@ -13,8 +13,9 @@ from wsiseg.classes import VOID, MaskClass
 from wsiseg.errors import AnnotationError
 from wsiseg.geometry import Geometry, Region
 from wsiseg.sources.base import Source
+from wsiseg.sources.native import Native
 from wsiseg.sources.omezarr import open_labels
-from wsiseg.sources.volume import Native, VolumeSource
+from wsiseg.sources.volume import VolumeSource
 from wsiseg.sources.volumes import open_volume
 
 __all__ = ["Indices", "Labels", "open_truth", "polygon_region"]

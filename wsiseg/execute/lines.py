@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from wsiseg.execute.schedule import Schedule, needed_rows
-from wsiseg.models.graph import inside
-from wsiseg.models.operations import ROW_AXIS, Pointwise, Rows
+from wsiseg.graph.network import inside
+from wsiseg.graph.operations import ROW_AXIS, Pointwise, Rows
 
 Feed = Callable[[Rows], Tensor]
 """Rows of the image, (1, C, rows, ...) as the network takes them."""

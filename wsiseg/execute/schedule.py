@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
 
-from wsiseg.models.graph import NetworkGraph, inside
-from wsiseg.models.operations import Pointwise, Rows
+from wsiseg.graph.network import NetworkGraph, inside
+from wsiseg.graph.operations import Pointwise, Rows
 
 _FAR = 1 << 20  # output strides below the top: far from any border
 

@@ -20,7 +20,7 @@ from wsiseg.execute.base import Rows, Wanted, Work
 from wsiseg.execute.lines import LineStream, Made
 from wsiseg.execute.schedule import Schedule, make_schedule, needed_rows
 from wsiseg.geometry import Region
-from wsiseg.models.graph import NetworkGraph
+from wsiseg.graph.network import NetworkGraph
 from wsiseg.predict import NetworkPredictor
 from wsiseg.sources.cached import CachedSource
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from wsiseg.errors import StoreError
 from wsiseg.files import writing
 from wsiseg.models.card import RESEARCH_USE
-from wsiseg.sources.volume import Native
+from wsiseg.sources.native import Native
 from wsiseg.windows import slabs
 
 SUFFIXES = (".nii", ".nii.gz")

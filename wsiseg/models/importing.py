@@ -14,9 +14,9 @@ from torch import nn
 from wsiseg.classes import anonymous_classes
 from wsiseg.errors import ModelError
 from wsiseg.files import write_whole, writing
+from wsiseg.graph.network import NetworkGraph
 from wsiseg.models.card import ModelCard, NetworkSpec, Preprocessing, WindowSpec, sha256_of, write_card
 from wsiseg.models.foreign import EXPORTED, in_short, load_exported
-from wsiseg.models.graph import NetworkGraph
 from wsiseg.models.originals import recognise
 from wsiseg.models.registry import build_network
 from wsiseg.models.weights import fill, read_checkpoint, save_weights
@@ -122,7 +122,7 @@ def _recognised(checkpoint: Path) -> Imported:
     recognised = recognise(read_checkpoint(checkpoint), name=str(checkpoint))
     arguments = recognised.arguments
     network = build_network(recognised.network, **arguments)
-    fill(network, recognised.state, name=str(checkpoint))
+    fill(network, recognised.state, name=str(checkpoint), called=recognised.name_in_file)
     channels = arguments["channels"]
     # What the original code does to its three or four channels says nothing of another number.
     known = recognised.preprocessing if len(recognised.preprocessing.mean) == channels else _plain(channels)

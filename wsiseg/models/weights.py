@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -58,24 +58,31 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
         raise ModelError(f"{path} is not a safetensors file: {err}") from None
 
 
-def fill(network: nn.Module, state: Mapping[str, Tensor], *, name: str) -> None:
-    """Load a state strictly; batch counters may be absent. Raises ModelError with the first difference."""
+def fill(
+    network: nn.Module, state: Mapping[str, Tensor], *, name: str, called: Callable[[str], str] = str
+) -> None:
+    """Load a state strictly; batch counters may be absent. Raises ModelError with the first difference.
+
+    `called` gives the name that the file `name` has for a tensor.
+    """
     own = network.state_dict()
     for key, tensor in own.items():
         if key not in state:
             if key.endswith("num_batches_tracked"):
                 continue
             raise ModelError(
-                f"{name} does not fit the network: it lacks {key!r} of shape {tuple(tensor.shape)}"
+                f"{name} does not fit the network: it lacks {called(key)!r} of shape {tuple(tensor.shape)}"
             )
         if state[key].shape != tensor.shape:
             raise ModelError(
-                f"{name} does not fit the network: {key!r} has shape {tuple(state[key].shape)}, "
+                f"{name} does not fit the network: {called(key)!r} has shape {tuple(state[key].shape)}, "
                 f"the network needs {tuple(tensor.shape)}"
             )
     unknown = next((key for key in state if key not in own), None)
     if unknown is not None:
-        raise ModelError(f"{name} does not fit the network: it holds {unknown!r}, which the network lacks")
+        raise ModelError(
+            f"{name} does not fit the network: it holds {called(unknown)!r}, which the network lacks"
+        )
     network.load_state_dict(dict(state), strict=False)
 
 

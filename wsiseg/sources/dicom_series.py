@@ -5,19 +5,20 @@ from __future__ import annotations
 import itertools
 import struct
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pydicom
-from numpy.typing import NDArray
 from pydicom.errors import BytesLengthException, InvalidDicomError
 
 from wsiseg.errors import SourceError, UnreadableSource
 from wsiseg.sources.base import Array
-from wsiseg.sources.volume import LPS_TO_RAS, Affine, Channel, VolumeSource, allocate, native_grid
+from wsiseg.sources.dicom_slices import Slice, affine_of, check_alike, in_order, slices_of
+from wsiseg.sources.native import native_grid
+from wsiseg.sources.volume import Channel, VolumeSource, allocate
 
 SLIDE_CLASS = "1.2.840.10008.5.1.4.1.1.77.1.6"
 """VL Whole Slide Microscopy Image Storage."""
@@ -39,28 +40,6 @@ _BAD_FILE = (
     struct.error,
     zlib.error,
 )
-_SLACK_MM = 0.02  # positions are often written with two decimals
-_SLACK = 0.01  # of a step
-
-
-@dataclass(frozen=True)
-class Slice:
-    """One image of a series: where it is (LPS, mm) and how its stored values are meant."""
-
-    path: Path
-    frame: int
-    position: tuple[float, ...]
-    axes: tuple[float, ...]  # unit vectors along a row, then along a column
-    spacing: tuple[float, ...]  # between rows, then between columns
-    shape: tuple[int, int]  # rows, columns
-    pixels: tuple[int, int]  # bits, 1 if signed
-    slope: float
-    intercept: float
-
-    @property
-    def name(self) -> str:
-        """The file, and the frame where there are several."""
-        return self.path.name if self.frame < 0 else f"{self.path.name} frame {self.frame + 1}"
 
 
 @dataclass(frozen=True)
@@ -119,7 +98,9 @@ def open_series(path: str | Path, *, series: str | int | None = None) -> VolumeS
     path = Path(path)
     chosen = _choose(path, find_series(path), series)
     try:
-        slices = [s for file in chosen.files for s in _slices(file)]
+        slices = [
+            s for file in chosen.files for s in slices_of(file.path, file.header, num_frames=file.num_frames)
+        ]
     except _BAD_FILE as err:
         reason = " ".join(str(err).split())
         raise UnreadableSource(f"{path}: the DICOM header of an image makes no sense: {reason}") from None
@@ -127,8 +108,8 @@ def open_series(path: str | Path, *, series: str | int | None = None) -> VolumeS
         raise SourceError(
             f"{slices[0].path} is a lone 2-D image; give the folder with all slices of its series"
         )
-    _check_alike(slices)
-    slices, problems = _sorted(path, slices)
+    check_alike(slices)
+    slices, problems = in_order(path, slices)
     source = VolumeSource(
         [_channel(path, slices, name=chosen.description or path.stem)],
         format="DICOM series",
@@ -150,7 +131,7 @@ def _channel(path: Path, slices: Sequence[Slice], *, name: str) -> Channel:
     return Channel(
         name=name,
         path=path,
-        native=native_grid(path, _affine(slices), (columns, rows, len(slices))),
+        native=native_grid(path, affine_of(slices), (columns, rows, len(slices))),
         stored=stored.transpose(2, 1, 0).__getitem__,
         stored_dtype=stored.dtype,
         slope=slope,
@@ -214,123 +195,6 @@ def _choose(path: Path, found: Sequence[Series], series: str | int | None) -> Se
         if str(series) in (one.uid, str(number)):
             return one
     raise SourceError(f"{path} holds no series {series}; choose one by UID or number: {listed}")
-
-
-def _slices(file: ImageFile) -> Iterator[Slice]:
-    """The slices of a file; raises SourceError for what has no place in space or is no grey image."""
-    path, header, frames = file.path, file.header, file.num_frames
-    colour = header.get("PhotometricInterpretation", "MONOCHROME2")
-    if int(header.get("SamplesPerPixel", 1)) != 1 or colour != "MONOCHROME2":
-        raise SourceError(f"{path} has {colour} pixels; grey images (MONOCHROME2) are supported")
-    per_frame = header.get("PerFrameFunctionalGroupsSequence")
-    if per_frame is None and frames > 1:
-        raise SourceError(
-            f"{path} has {frames} frames without a place for each; convert it to enhanced DICOM or NIfTI"
-        )
-    for frame in range(frames if per_frame is not None else 1):
-        groups = [] if per_frame is None else [per_frame[frame]]
-        if "SharedFunctionalGroupsSequence" in header:
-            groups.append(header.SharedFunctionalGroupsSequence[0])
-        yield _slice(path, header, groups, frame if per_frame is not None else -1)
-
-
-def _slice(path: Path, header: Any, groups: Sequence[Any], frame: int) -> Slice:
-    def said(group: str, name: str, count: int) -> tuple[float, ...]:
-        """A value of the frame's own, else of all frames' group, else of the image."""
-        owner = next((g[group][0] for g in groups if g.get(group)), header)
-        value = owner.get(name)
-        if value is None or np.size(value) != count:
-            raise SourceError(f"{path} does not state its {name}; it has no place in a volume")
-        return tuple(float(v) for v in np.atleast_1d(value))
-
-    rescale = next((g for g in groups if g.get("PixelValueTransformationSequence")), None)
-    factors = header if rescale is None else rescale.PixelValueTransformationSequence[0]
-    if "ModalityLUTSequence" in header:
-        raise SourceError(f"{path} has a table of values (Modality LUT); convert the series to NIfTI")
-    slope, intercept = factors.get("RescaleSlope"), factors.get("RescaleIntercept")
-    return Slice(
-        path=path,
-        frame=frame,
-        position=said("PlanePositionSequence", "ImagePositionPatient", 3),
-        axes=said("PlaneOrientationSequence", "ImageOrientationPatient", 6),
-        spacing=said("PixelMeasuresSequence", "PixelSpacing", 2),
-        shape=(int(header.Rows), int(header.Columns)),
-        pixels=(int(header.BitsAllocated), int(header.get("PixelRepresentation", 0))),
-        slope=1.0 if slope is None else float(slope),
-        intercept=0.0 if intercept is None else float(intercept),
-    )
-
-
-def _check_alike(slices: Sequence[Slice]) -> None:
-    """Raises SourceError naming the first slice that is of another size, direction or type."""
-    first = slices[0]
-    for other in slices[1:]:
-        for what, one, two in (
-            ("size (rows, columns)", first.shape, other.shape),
-            ("orientation", first.axes, other.axes),
-            ("pixel spacing", first.spacing, other.spacing),
-            ("pixel type (bits, signed)", first.pixels, other.pixels),
-        ):
-            if not np.allclose(one, two, rtol=1e-4, atol=1e-4):
-                raise SourceError(
-                    f"{other.path} has another {what} than {first.name}: {two}, not {one}; "
-                    "leave the images of one volume in the folder"
-                )
-
-
-def _sorted(path: Path, slices: Sequence[Slice]) -> tuple[list[Slice], list[str]]:
-    """Slices in the order of their place along the normal, and what to tell about them.
-
-    Raises SourceError for repeated, missing and shifted slices.
-    """
-    normal = np.cross(slices[0].axes[:3], slices[0].axes[3:])
-    ordered = sorted(slices, key=lambda s: float(np.dot(s.position, normal)))
-    positions = np.array([s.position for s in ordered])
-    along = positions @ normal
-    step = _check_steps(path, ordered, along)
-    line = np.linspace(positions[0], positions[-1], len(positions))
-    apart = np.linalg.norm(positions - line, axis=1)
-    worst = int(apart.argmax())
-    if apart[worst] > max(0.1, 0.1 * step):
-        raise SourceError(
-            f"{path}: {ordered[worst].name} is {apart[worst]:.2f} mm off the line of the other slices; "
-            "leave the images of one volume in the folder"
-        )
-    whole = positions[-1] - positions[0]
-    sheared = float(np.linalg.norm(whole)) > 1.0005 * float(along[-1] - along[0])
-    return ordered, [f"{path} has slices that are shifted in their plane (a tilted gantry)"] * sheared
-
-
-def _check_steps(path: Path, slices: Sequence[Slice], along: NDArray[np.float64]) -> float:
-    """The distance of slices at places `along` the normal; raises SourceError where it is not the same."""
-    steps = np.diff(along)
-    step = float(np.median(steps))
-    for k, gap in enumerate(steps):
-        here = f"at {along[k]:.2f} mm along the slice axis"
-        pair = f"{slices[k].name} and {slices[k + 1].name}"
-        if gap < 1e-3:
-            raise SourceError(
-                f"{path} has two slices {here} ({pair}); leave one image of each place in the folder"
-            )
-        if abs(gap - step) > max(_SLACK_MM, _SLACK * step):
-            lost = round(gap / step) - 1
-            what = f"lacks {lost} slice{'s' * (lost > 1)}" if lost > 0 else "has unevenly spaced slices"
-            raise SourceError(
-                f"{path} {what}: after the one {here} the next is {gap:.2f} mm on, elsewhere {step:.2f} mm "
-                f"({pair}); bring all slices of the series"
-            )
-    return step
-
-
-def _affine(slices: Sequence[Slice]) -> Affine:
-    """From voxel (column, row, slice) to RAS mm."""
-    first, last = slices[0], slices[-1]
-    affine = np.eye(4)
-    affine[:3, 0] = np.array(first.axes[:3]) * first.spacing[1]
-    affine[:3, 1] = np.array(first.axes[3:]) * first.spacing[0]
-    affine[:3, 2] = (np.array(last.position) - first.position) / (len(slices) - 1)
-    affine[:3, 3] = first.position
-    return LPS_TO_RAS @ affine
 
 
 def _decode(path: Path, slices: Sequence[Slice]) -> Array:

@@ -10,7 +10,8 @@ import numpy as np
 import SimpleITK as sitk
 
 from wsiseg.errors import SourceError, UnreadableSource
-from wsiseg.sources.volume import LPS_TO_RAS, Affine, Channel, VolumeSource, native_grid
+from wsiseg.sources.native import LPS_TO_RAS, Affine, native_grid
+from wsiseg.sources.volume import Channel, VolumeSource
 
 # Named, so that a file is never given to another reader than its name says.
 _READERS = {

@@ -18,8 +18,9 @@ from nibabel.spatialimages import HeaderDataError
 
 from wsiseg.errors import SourceError, UnreadableSource
 from wsiseg.sources.base import Array
-from wsiseg.sources.volume import Channel, Native, OnDisk, Stored, VolumeSource, allocate, native_grid
-from wsiseg.sources.volume import nifti_header as parse_header
+from wsiseg.sources.native import Native, native_grid
+from wsiseg.sources.native import nifti_header as parse_header
+from wsiseg.sources.volume import Channel, OnDisk, Stored, VolumeSource, allocate
 
 SUFFIXES = (".nii", ".nii.gz")
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from wsiseg.errors import ModelError
 from wsiseg.models.card import Preprocessing
-from wsiseg.models.originals.renaming import Recognised, count, renamed
+from wsiseg.models.originals.renaming import Recognised, count
 
 # As the original code prepares images: OpenCV's BGR, statistics of Cityscapes, then divided by 255.
 CITYSCAPES = Preprocessing(
@@ -91,4 +91,4 @@ def read(state: Mapping[str, Tensor], *, name: str) -> Recognised:
         arguments["variant"] = {16: "A", 16 + channels: "B"}.get(skip, f"with {skip} skip channels")
     # The ESP rules first: they free the names .bn. and .act. for the blocks that keep them.
     renames = _ESP_RENAMES + _ENCODER_RENAMES + _DECODER_RENAMES
-    return Recognised("espnet", arguments, renamed(original, renames), CITYSCAPES)
+    return Recognised("espnet", arguments, original, renames, CITYSCAPES, prefix="" if full else "encoder.")

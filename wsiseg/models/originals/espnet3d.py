@@ -8,7 +8,7 @@ from torch import Tensor
 
 from wsiseg.errors import ModelError
 from wsiseg.models.card import Preprocessing
-from wsiseg.models.originals.renaming import Recognised, renamed
+from wsiseg.models.originals.renaming import Recognised
 
 # Original name -> ours, applied one after the other to the start or inside of each key.
 _BLOCK_RENAMES = (
@@ -63,4 +63,4 @@ def read(state: Mapping[str, Tensor], *, name: str) -> Recognised:
     # which a card cannot say: this is for volumes scaled so to 0..255 before they are read.
     preprocessing = Preprocessing(mean=(0.0,) * channels, std=(255.0,) * channels)
     arguments = {"classes": classes, "channels": channels}
-    return Recognised("espnet3d", arguments, renamed(state, _BLOCK_RENAMES + _PART_RENAMES), preprocessing)
+    return Recognised("espnet3d", arguments, dict(state), _BLOCK_RENAMES + _PART_RENAMES, preprocessing)

@@ -10,7 +10,7 @@ from torch import Tensor
 from wsiseg.errors import ModelError
 from wsiseg.models.card import Preprocessing
 from wsiseg.models.espnetv2 import ENCODER_CHANNELS
-from wsiseg.models.originals.renaming import Recognised, renamed, shape_of
+from wsiseg.models.originals.renaming import Recognised, shape_of
 
 # As the original code prepares images: RGB, divided by 255, statistics of ImageNet.
 IMAGENET = Preprocessing(
@@ -84,7 +84,7 @@ def read(state: Mapping[str, Tensor], *, name: str) -> Recognised:
         "decoder_width": shape_of(state, "bu_dec_l1.merge_layer.3.weight", axes=4, name=name)[0],
     }
     renames = _UNIT_RENAMES + _ENCODER_RENAMES + _DECODER_RENAMES
-    return Recognised("espnetv2", arguments, renamed(state, renames), IMAGENET)
+    return Recognised("espnetv2", arguments, dict(state), renames, IMAGENET)
 
 
 def _scale(state: Mapping[str, Tensor], *, name: str) -> float:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from wsiseg.errors import ModelError
 from wsiseg.models.card import Preprocessing
-from wsiseg.models.originals.renaming import Recognised, renamed
+from wsiseg.models.originals.renaming import Recognised
 
 # Parts that are a convolution and a norm; in all others 0 and 1 stay numbers.
 _BLOCKS = r"(\.stem|\.skip_\d_\d|\.project|\.level0|\.merge|\.first|\.dilated\.\d|\.fuse|head\.0)"
@@ -87,4 +87,4 @@ def read(state: Mapping[str, Tensor], *, name: str) -> Recognised:
     arguments = {"classes": state[last].shape[0], "channels": channels}
     # RGB divided by 255; the rest of the normalisation is learned.
     preprocessing = Preprocessing(mean=(0.0,) * channels, std=(255.0,) * channels)
-    return Recognised("mrseg", arguments, renamed(state, _RENAMES), preprocessing)
+    return Recognised("mrseg", arguments, dict(state), _RENAMES, preprocessing)

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from wsiseg.models.card import Preprocessing
-from wsiseg.models.originals.renaming import Recognised, renamed, shape_of
+from wsiseg.models.originals.renaming import Recognised, shape_of
 
 # As the original code prepares images: OpenCV's BGR divided by 255, and no statistics.
 BGR_TO_ONE = Preprocessing(channel_order="BGR", mean=(0.0, 0.0, 0.0), std=(255.0, 255.0, 255.0))
@@ -97,7 +97,7 @@ def read(state: Mapping[str, Tensor], *, name: str) -> Recognised:
         original = _with_unused(original) if joint else _without_unused(original)
     # The rules of units first: they know a unit's norm by the original's names of levels.
     renames = (_DILATED_RENAMES if dilated else _RESIDUAL_RENAMES) + _STAGE_RENAMES + _HEAD_RENAMES
-    return Recognised("ynet", arguments, renamed(original, renames), BGR_TO_ONE)
+    return Recognised("ynet", arguments, original, renames, BGR_TO_ONE, prefix="" if joint else "segNet.")
 
 
 def _with_unused(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -17,9 +17,9 @@ from functools import partial
 from torch import nn
 
 from wsiseg.errors import ModelError
+from wsiseg.graph.operations import Pointwise, Resize, Rows
+from wsiseg.graph.tracing import Layer, trace
 from wsiseg.models.layers import LINEAR
-from wsiseg.models.operations import Pointwise, Resize, Rows
-from wsiseg.models.tracing import Layer, trace
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,10 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 from wsiseg.errors import ModelError
+from wsiseg.graph.calls import call_changes_input, of_call, splits
+from wsiseg.graph.modules import DROPOUTS, NotLocal, changes_input, of_module
+from wsiseg.graph.operations import Operation
 from wsiseg.models.inference import FixedNorm, MeanPool2d, MeanPool3d, OneDnnConv3d
-from wsiseg.models.operations import Operation
-from wsiseg.models.supported import DROPOUTS, NotLocal, changes_input, of_function, of_module, splits
 
 
 @dataclass(frozen=True)
@@ -65,46 +66,51 @@ def trace(network: nn.Module) -> tuple[tuple[Layer, ...], tuple[int, ...]]:
 
     Raises ModelError for what cannot be followed, with the layer's name.
     """
-    try:
-        traced = fx.GraphModule(network, _Tracer().trace(network))
-    except _UNTRACEABLE as err:
-        reason = next(iter(str(err).strip().splitlines()), type(err).__name__)
-        if "Proxy" in reason or "symbolically traced" in reason:
-            reason = "what it does depends on the size or the values of its image"
-        raise ModelError(f"{type(network).__name__}.forward cannot be followed: {reason}") from None
+    traced = _followed(network)
     modules = dict(traced.named_modules())
     layers: list[Layer] = []
     number: dict[fx.Node, int] = {}
     constants: dict[fx.Node, Any] = {}
-    outputs: tuple[int, ...] = ()
-    for node in traced.graph.nodes:
-        if node.op == "output":
-            given: list[fx.Node] = []
-            fx.map_arg(node.args, given.append)
-            for n in given:
-                if n not in number:
-                    raise ModelError(f"the network puts out {n.name!r}, which is no layer")
-            outputs = tuple(number[n] for n in given)
-            continue
+    *nodes, output = traced.graph.nodes
+    for node in nodes:
         if node.op == "get_attr":
             constants[node] = _attribute(traced, str(node.target))
-            continue
-        if node.all_input_nodes and all(n in constants for n in node.all_input_nodes):
+        elif node.all_input_nodes and all(n in constants for n in node.all_input_nodes):
             constants[node] = _computed(node, constants, modules)
-            continue
-        if node.op == "placeholder":
+        elif node.op == "placeholder":
             if layers:
                 raise ModelError(f"the network takes more than an image: {node.name!r}")
-            layer = Layer(node.name, None)
+            number[node] = 0
+            layers.append(Layer(node.name, None))
         else:
             name, operation = _operation(node, modules, constants)
             if operation is None:  # several tensors at once: what picks one of them is a layer
                 continue
             sources = dict.fromkeys(_tensors(node, constants))
-            layer = Layer(name, operation, tuple(number[n] for n in sources))
-        number[node] = len(layers)
-        layers.append(layer)
-    return tuple(layers), outputs
+            number[node] = len(layers)
+            layers.append(Layer(name, operation, tuple(number[n] for n in sources)))
+    return tuple(layers), _outputs(output, number)
+
+
+def _followed(network: nn.Module) -> fx.GraphModule:
+    """What a network's `forward` does to an image. Raises ModelError."""
+    try:
+        return fx.GraphModule(network, _Tracer().trace(network))
+    except _UNTRACEABLE as err:
+        reason = next(iter(str(err).strip().splitlines()), type(err).__name__)
+        if "Proxy" in reason or "symbolically traced" in reason:
+            reason = "what it does depends on the size or the values of its image"
+        raise ModelError(f"{type(network).__name__}.forward cannot be followed: {reason}") from None
+
+
+def _outputs(node: fx.Node, number: dict[fx.Node, int]) -> tuple[int, ...]:
+    """The layers that a network puts out. Raises ModelError."""
+    given: list[fx.Node] = []
+    fx.map_arg(node.args, given.append)
+    for n in given:
+        if n not in number:
+            raise ModelError(f"the network puts out {n.name!r}, which is no layer")
+    return tuple(number[n] for n in given)
 
 
 def _tensors(node: fx.Node, constants: dict[fx.Node, Any]) -> list[fx.Node]:
@@ -138,7 +144,9 @@ def _is_view(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
     if node.op == "call_module":
         module = modules[str(node.target)]
         return changes_input(module) or isinstance(module, (nn.Identity, *DROPOUTS))
-    return splits(node) or changes_input(node) or node.target in (operator.getitem, "contiguous", F.dropout)
+    return (
+        splits(node) or call_changes_input(node) or node.target in (operator.getitem, "contiguous", F.dropout)
+    )
 
 
 def _same_memory(before: fx.Node, modules: dict[str, nn.Module]) -> set[fx.Node]:
@@ -178,7 +186,7 @@ def _operation(
         if splits(node):
             return name, None
         kind = str(getattr(node.target, "__name__", node.target))
-        _check_in_place(node, modules, changed=changes_input(node))
-        return name, of_function(node, constants)
+        _check_in_place(node, modules, changed=call_changes_input(node))
+        return name, of_call(node, constants)
     except NotLocal as err:
         raise ModelError(f"layer {name!r} ({kind}) {err}") from None

@@ -2,7 +2,7 @@
 
 Rows are half-open intervals along an axis, counted in an operation's own frame: row 0 is the first
 row of the whole image at that scale. Everything that follows from the geometry of an operation is
-here once; `graph` derives receptive fields from it, `execute.schedule` the order of work.
+here once; `graph.network` derives receptive fields from it, `execute.schedule` the order of work.
 """
 
 from __future__ import annotations

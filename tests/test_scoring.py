@@ -1,0 +1,77 @@
+"""Scores of a case against truth, with the run or after it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import wsiseg
+from tests.cases import CROPS, NAMES, SMALL, mask_of, polygon
+from wsiseg.errors import (
+    AnnotationError,
+)
+
+
+def test_annotations_of_a_crop_are_scored_and_a_finished_mask_is_scored_without_computing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = NAMES[0]
+    image, truth = CROPS / "images" / f"{name}.png", CROPS / "masks" / f"{name}.png"
+    report = wsiseg.segment(image, tmp_path, mpp=0.5, core=128, halo=64, annotations=truth)
+    assert report.scores is not None
+    prediction, expected = mask_of(report), np.asarray(Image.open(truth))[..., 0]
+    for entry in report.scores.classes:
+        p, t = prediction == entry.index, expected == entry.index
+        union = int((p | t).sum())
+        assert entry.iou == (int((p & t).sum()) / union if union else None)
+    assert wsiseg.evaluate(report.store, truth) == report.scores
+    monkeypatch.setattr("wsiseg.pipeline.load_predictor", None)
+    flipped = tmp_path / "other.png"
+    Image.fromarray(expected[::-1]).save(flipped)
+    again = wsiseg.segment(image, tmp_path, mpp=0.5, core=128, halo=64, annotations=flipped)
+    assert again.scores is not None
+    assert again.scores != report.scores
+
+
+def test_evaluate_takes_pictures_and_writes_scores(tmp_path: Path) -> None:
+    truth = np.array([[0, 2], [4, 255]], np.uint8).repeat(3, axis=0)
+    prediction = np.array([[0, 2], [2, 2]], np.uint8).repeat(3, axis=0)
+    Image.fromarray(truth).save(tmp_path / "truth.png")
+    Image.fromarray(prediction).save(tmp_path / "prediction.png")
+    scores = wsiseg.evaluate(
+        tmp_path / "prediction.png", tmp_path / "truth.png", out=tmp_path / "scores.json"
+    )
+    assert [c.iou for c in scores.classes] == [1.0, None, 0.5, None, 0.0, None, None, None]
+    assert scores.mean_iou == 0.5
+    assert scores.void_pixels == 3
+    assert json.loads((tmp_path / "scores.json").read_text())["pixel_accuracy"] == pytest.approx(6 / 9)
+
+
+def test_truth_that_does_not_fit_is_refused_before_anything_is_computed(slide: Path, tmp_path: Path) -> None:
+    Image.fromarray(np.zeros((10, 12), np.uint8)).save(tmp_path / "small.png")
+    with pytest.raises(AnnotationError, match="small.png has 10 x 12 pixels .* the prediction has 300 x 520"):
+        wsiseg.segment(slide, tmp_path, annotations=tmp_path / "small.png", **SMALL)
+    strange = tmp_path / "strange.geojson"
+    strange.write_text(json.dumps([polygon("cartilage", (0, 0), (9, 0), (9, 9))]))
+    with pytest.raises(
+        AnnotationError, match="feature 1 has class 'cartilage', which the model does not know"
+    ):
+        wsiseg.segment(slide, tmp_path, annotations=strange, **SMALL)
+    with pytest.raises(AnnotationError, match="no such annotation"):
+        wsiseg.segment(slide, tmp_path, annotations=tmp_path / "none.png", **SMALL)
+    assert not list(tmp_path.glob("*.ome.zarr"))
+    with pytest.raises(AnnotationError, match="no such prediction"):
+        wsiseg.evaluate(tmp_path / "none.png", strange)
+
+
+def test_a_mask_that_cannot_be_decoded_is_one_sentence(slide: Path, tmp_path: Path) -> None:
+    report = wsiseg.segment(slide, tmp_path, **SMALL)
+    shard = next(p for p in (report.store / "labels" / "tissue" / "0" / "c").rglob("*") if p.is_file())
+    shard.write_bytes(b"\xff" * shard.stat().st_size)
+    Image.fromarray(np.zeros((300, 520), np.uint8)).save(tmp_path / "truth.png")
+    with pytest.raises(AnnotationError, match="has pixels that cannot be decoded, near row"):
+        wsiseg.evaluate(report.store, tmp_path / "truth.png")

@@ -1,0 +1,60 @@
+"""The files beside a store: where they lie, and the mask as a file for other programs."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from wsiseg.errors import UsageError
+from wsiseg.export.nifti import write_nifti
+from wsiseg.files import writing
+from wsiseg.prepare import Job, Request
+from wsiseg.sources.volume import VolumeSource
+from wsiseg.store import CaseStore
+
+
+def beside(request: Request, name: str) -> Path:
+    """Where a file of a case lies, beside its store."""
+    return request.out / f"{request.case}.{name}"
+
+
+def report_path(request: Request) -> Path:
+    """Where the report of a case lies."""
+    return beside(request, "report.json")
+
+
+def overlay_path(request: Request) -> Path:
+    """Where the picture of a case lies."""
+    return beside(request, "overlay.png")
+
+
+def check_out(request: Request) -> None:
+    """Raises UsageError where the folder of the results cannot be made or written to."""
+    out = request.out.absolute()
+    try:
+        if request.store.exists():
+            return  # what is finished can be read again from where nothing may be written
+        place = next(p for p in (out, *out.parents) if p.exists())
+    except OSError as err:
+        raise UsageError(f"--out {out} cannot be made: {err.strerror}; choose another folder") from None
+    if not place.is_dir():
+        raise UsageError(f"--out {out} cannot be made: {place} is a file; choose another folder")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise UsageError(f"--out {out} cannot be made: {place} may not be written to; choose another folder")
+
+
+def remove_stale(request: Request) -> None:
+    """Remove what lies beside a result that is about to be begun anew."""
+    for name in ("report.json", "overlay.png", "diagnosis.csv", "diagnosis.png", "mask.nii.gz"):
+        path = beside(request, name)
+        with writing(path):
+            path.unlink(missing_ok=True)
+
+
+def export_nifti(job: Job, store: CaseStore) -> Path | None:
+    """The mask of a volume on its file's own grid."""
+    if not isinstance(job.source, VolumeSource):
+        return None
+    path = beside(job.request, "mask.nii.gz")
+    write_nifti(path, store.mask(), job.source.native)
+    return path
