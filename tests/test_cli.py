@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from tests.conftest import REPOSITORY
+from tests.test_volumes import write_volume
 from wsiseg.cli import main
 from wsiseg.config import SegmentConfig
 from wsiseg.errors import UsageError
@@ -251,6 +252,30 @@ def test_info_shows_what_is_missing(capfd: pytest.CaptureFixture[str]) -> None:
     slide = json.loads(Ran(capfd, "info", CROPS.parent / "CMU-1-Small-Region.svs", "--json").out)
     assert slide["format"] == "OpenSlide aperio"
     assert slide["levels"] == [{"shape": [2967, 2220], "spacing": [0.499, 0.499]}]
+
+
+def test_info_names_the_modalities_of_a_case(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    for name in ("t1n", "t1c", "t2w", "t2f"):
+        write_volume(tmp_path / f"case-{name}.nii.gz", np.ones((4, 5, 6), np.int16))
+    assert "4 channels (t1n, t1c, t2w, t2f)" in Ran(capfd, "info", tmp_path).out
+    found = json.loads(Ran(capfd, "info", tmp_path, "--json").out)
+    assert found["channel_names"] == [
+        "t1n",
+        "t1c",
+        "t2w",
+        "t2f",
+    ]
+
+
+def test_an_ensemble_is_made_and_used_by_its_card(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    card = tmp_path / "both.json"
+    members = ("demo-breast8", "demo-breast8-without-2204")
+    made = json.loads(Ran(capfd, "models", "ensemble", *members, "--out", card, "--json").out)
+    assert made["network"]["name"] == "ensemble"
+    ran = Ran(capfd, "segment", CROP, "--out", tmp_path / "o", "--model", card, "--mpp", "0.5", "--json")
+    report = json.loads(ran.out)["cases"][0]
+    assert (report["model"]["name"], report["execution"]["executor"]) == ("both", "streaming")
+    assert_one_sentence(Ran(capfd, "models", "ensemble", *members, "--out", card), 2, "is there already")
 
 
 def test_models_are_listed_and_shown(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 import wsiseg
-from tests.test_cli import CROP
 from tests.cases import mask_of
+from tests.test_cli import CROP
 from wsiseg.errors import ModelError, UsageError
 from wsiseg.graph.network import NetworkGraph
 from wsiseg.models.averaging import Ensemble, OverViews

@@ -34,7 +34,7 @@ LAYERS = [
         "training",
         "demo",
     },
-    {"cli", "display", "prefect_plugin", "__main__"},
+    {"cli", "bars", "display", "prefect_plugin", "__main__"},
 ]  # fmt: skip
 ROOMS = {
     "openslide": {"sources"},
@@ -52,7 +52,7 @@ ROOMS = {
     "SimpleITK": {"sources"},
     "matplotlib": {"overlay", "orthogonal", "training"},
     "typer": {"cli"},
-    "rich": {"cli", "display"},
+    "rich": {"bars", "display"},
     "prefect": {"prefect_plugin"},
     "yaml": {"config", "training"},
 }

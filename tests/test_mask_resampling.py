@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from torch.nn import functional
 
 import wsiseg
-from tests.conftest import BitsPredictor, array_source, espnet3d_card, random_image
 from tests.cases import Interrupted, mask_of, stop_after
+from tests.conftest import BitsPredictor, array_source, espnet3d_card, random_image
 from tests.test_volumes import PLAIN, write_volume
 from wsiseg.classes import VOID
 from wsiseg.execute.base import Rows, to_level0

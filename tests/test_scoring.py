@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
+import nibabel as nib
 import numpy as np
 import pytest
 from PIL import Image
 
 import wsiseg
 from tests.cases import CROPS, NAMES, SMALL, mask_of, polygon
+from tests.test_volumes import write_volume
 from wsiseg.errors import (
     AnnotationError,
 )
@@ -28,13 +31,15 @@ def test_annotations_of_a_crop_are_scored_and_a_finished_mask_is_scored_without_
         p, t = prediction == entry.index, expected == entry.index
         union = int((p | t).sum())
         assert entry.iou == (int((p & t).sum()) / union if union else None)
-    assert wsiseg.evaluate(report.store, truth) == report.scores
+    again = wsiseg.evaluate(report.store, truth)
+    assert again.volume_scores is None
+    assert again.model_dump(exclude={"volume_scores"}) == report.scores.model_dump()
     monkeypatch.setattr("wsiseg.pipeline.load_predictor", None)
     flipped = tmp_path / "other.png"
     Image.fromarray(expected[::-1]).save(flipped)
-    again = wsiseg.segment(image, tmp_path, mpp=0.5, core=128, halo=64, annotations=flipped)
-    assert again.scores is not None
-    assert again.scores != report.scores
+    other = wsiseg.segment(image, tmp_path, mpp=0.5, core=128, halo=64, annotations=flipped)
+    assert other.scores is not None
+    assert other.scores != report.scores
 
 
 def test_evaluate_takes_pictures_and_writes_scores(tmp_path: Path) -> None:
@@ -75,3 +80,27 @@ def test_a_mask_that_cannot_be_decoded_is_one_sentence(slide: Path, tmp_path: Pa
     Image.fromarray(np.zeros((300, 520), np.uint8)).save(tmp_path / "truth.png")
     with pytest.raises(AnnotationError, match="has pixels that cannot be decoded, near row"):
         wsiseg.evaluate(report.store, tmp_path / "truth.png")
+
+
+def test_evaluate_of_a_volume_gives_what_the_run_gave_from_the_store_and_from_its_nifti(
+    tmp_path: Path,
+) -> None:
+    from wsiseg.demo import SAMPLES
+
+    folder = SAMPLES / "msd-hippocampus"
+    volume, truth = (folder / kind / "hippocampus_149.nii.gz" for kind in ("images", "labels"))
+    report = wsiseg.segment(volume, tmp_path, annotations=truth, image="none", threads=1)
+    assert report.nifti is not None
+    assert report.volume_scores is not None
+    assert report.volume_scores.classes[1].hausdorff_95_mm is not None
+    for prediction in (report.store, report.nifti):
+        made = wsiseg.evaluate(prediction, truth, out=tmp_path / "scores.json")
+        assert made.volume_scores == report.volume_scores
+    written = json.loads((tmp_path / "scores.json").read_text())
+    assert written["volume_scores"]["mean_dice"] == report.volume_scores.mean_dice
+    given: Any = nib.load(truth)
+    affine = given.affine.copy()
+    affine[0, 3] += 4
+    write_volume(tmp_path / "moved.nii.gz", np.asarray(given.dataobj), affine)
+    with pytest.raises(AnnotationError, match="lies elsewhere than the volume"):
+        wsiseg.evaluate(report.nifti, tmp_path / "moved.nii.gz")

@@ -10,58 +10,28 @@ import dataclasses
 import json
 import logging
 import sys
-from collections.abc import Iterable, Iterator
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 import wsiseg
 from wsiseg import display
+from wsiseg.bars import TrainingBars, show_progress
 from wsiseg.errors import ManifestError, ModelError, UsageError, WsisegError
-from wsiseg.metrics import Scores
 
-T = TypeVar("T")
 INTERRUPTED = 130
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None
 )
-models_app = typer.Typer(no_args_is_help=True, help="Cards of the models: list, show, import.")
+models_app = typer.Typer(no_args_is_help=True, help="Cards of the models: list, show, import, ensemble.")
 app.add_typer(models_app, name="models")
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 _COMMAND_ERRORS = (UsageError, ModelError, ManifestError)
 # The base of all that typer says of a command line; typer may bring its own click, so click's is another.
 _ParserError: type[Exception] = typer.BadParameter.__bases__[0]
-
-
-class TrainingBars:
-    """Steps, losses and scores of a training on stderr."""
-
-    def __init__(self) -> None:
-        self._console = Console(stderr=True)
-        self._columns = (
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
-            TextColumn("loss {task.fields[loss]}"), TimeRemainingColumn(),
-        )  # fmt: skip
-        self._bars = Progress(console=self._console)
-        self._task = TaskID(0)
-
-    def steps(self, items: Iterator[T], *, done: int, total: int, what: str) -> Iterator[T]:
-        with Progress(*self._columns, console=self._console) as bars:
-            self._bars, self._task = bars, bars.add_task(what, total=total, completed=done, loss="-")
-            for item in items:
-                yield item
-                bars.advance(self._task)
-
-    def loss(self, step: int, loss: float) -> None:
-        self._bars.update(self._task, loss=f"{loss:.4f}")
-
-    def scored(self, step: int, scores: Scores) -> None:
-        self._console.print(f"step {step}: {display.class_scores(scores)}", highlight=False)
 
 
 class ExecutorName(StrEnum):
@@ -78,16 +48,6 @@ class StoredImage(StrEnum):
     full = "full"
     model = "model"
     none = "none"
-
-
-def show_progress(items: Iterable[T], *, total: int, what: str) -> Iterator[T]:
-    """A progress bar on stderr."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as bars:
-        task = bars.add_task(what, total=total)
-        for item in items:
-            yield item
-            bars.advance(task)
 
 
 def _print_json(data: Any) -> None:
@@ -194,15 +154,15 @@ def segment(
 
 @app.command()
 def evaluate(
-    prediction: Annotated[Path, typer.Option(help="A result (.ome.zarr) or a class-index image.")],
-    truth: Annotated[Path, typer.Option(help="Class-index image, OME-Zarr labels or QuPath GeoJSON.")],
+    prediction: Annotated[Path, typer.Option(help="A result (.ome.zarr), or class indices.")],
+    truth: Annotated[Path, typer.Option(help="Class indices (image, volume, OME-Zarr labels) or GeoJSON.")],
     out: Annotated[Path | None, typer.Option(help="Also write the scores there, as JSON.")] = None,
     model: Annotated[str | None, typer.Option(help="Whose classes a plain image has.")] = None,
     json: JsonFlag = False,
 ) -> None:
     """Per-class IoU, Dice, precision and recall of a mask against truth."""
     scores = wsiseg.evaluate(prediction, truth, out=out, model=model)
-    _print_json(scores.model_dump(mode="json")) if json else display.print_scores(scores)
+    _print_json(scores.model_dump(mode="json")) if json else display.print_evaluation(scores)
 
 
 @app.command()
@@ -266,6 +226,20 @@ def models_show(
     else:
         display.print_card(card)
         display.print_facts(facts)
+
+
+@models_app.command("ensemble")
+def models_ensemble(
+    models: Annotated[list[str], typer.Argument(metavar="MODEL...", help="Shipped models or cards.")],
+    out: Annotated[Path, typer.Option(help="Path of the card (.json); the weights go beside it.")],
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a card that is there.")] = False,
+    json: JsonFlag = False,
+) -> None:
+    """Make one model of several: the class of the highest mean probability."""
+    from wsiseg.models.ensemble import combine
+
+    card = combine(models, out, overwrite=overwrite)
+    _print_json(card.model_dump(mode="json")) if json else display.print_card(card)
 
 
 @models_app.command("import")

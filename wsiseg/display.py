@@ -15,6 +15,7 @@ from wsiseg.models.facts import Facts
 from wsiseg.models.registry import load_card, zoo_names
 from wsiseg.plan import plan_of
 from wsiseg.report import DiagnosisReport, Report
+from wsiseg.scoring import Evaluation
 from wsiseg.sources import open_source
 from wsiseg.sources.volume import VolumeSource
 from wsiseg.store import CaseStore
@@ -104,6 +105,14 @@ def print_scores(scores: Scores) -> None:
         f"pixel accuracy {_figure(scores.pixel_accuracy)}; "
         f"{scores.counted_pixels} pixels counted, {scores.void_pixels} void"
     )
+
+
+def print_evaluation(scores: Evaluation) -> None:
+    """One table: that of volumes says what the other does, and more."""
+    if scores.volume_scores is None:
+        print_scores(scores)
+    else:
+        print_volume_scores(scores.volume_scores)
 
 
 def print_volume_scores(scores: VolumeScores) -> None:

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
-from wsiseg.annotations import Labels, open_truth
+from wsiseg.annotations import Labels, label_volume, open_truth
 from wsiseg.annotations.labels import IndexLabels, check_size, open_index_image
 from wsiseg.classes import MaskClass
 from wsiseg.errors import AnnotationError
 from wsiseg.files import to_json, write_whole, writing
 from wsiseg.geometry import Geometry
+from wsiseg.groups import ClassGroup
 from wsiseg.metrics import ConfusionMatrix, Scores, score
-from wsiseg.models.card import ModelCard
 from wsiseg.models.registry import DEFAULT_MODELS, load_card
 from wsiseg.prepare import Job
 from wsiseg.sources.base import Array
+from wsiseg.sources.native import Native
+from wsiseg.sources.volumes import open_volume
 from wsiseg.store import CaseStore
 from wsiseg.volume_scores import VolumeScores, volume_scores
 from wsiseg.windows import WindowPlan
@@ -35,27 +38,6 @@ def confusion(prediction: Labels, truth: Labels, *, num_classes: int) -> Confusi
     return total
 
 
-def score_case(job: Job, store: CaseStore, truth: Labels) -> tuple[Scores, VolumeScores | None]:
-    """Scores of a finished case against truth; those of volumes for volumes only."""
-    predicted, classes = store_labels(store), store.plan.classes
-    scores = score(confusion(predicted, truth, num_classes=len(classes)), classes)
-    if store.plan.axes == "yx":
-        return scores, None
-    return scores, score_volume(predicted, truth, job.card, geometry=store.geometry)
-
-
-def score_volume(prediction: Labels, truth: Labels, card: ModelCard, *, geometry: Geometry) -> VolumeScores:
-    """Overlap, surface distances and volumes of a model's classes and groups; both volumes are held whole."""
-    return volume_scores(
-        truth.read(geometry.whole),
-        prediction.read(geometry.whole),
-        classes=card.classes,
-        groups=card.groups,
-        spacing_mm=geometry.spacing,
-        background=card.background,
-    )
-
-
 def store_labels(store: CaseStore) -> IndexLabels:
     """The mask of a store as labels."""
     plan = store.plan
@@ -64,37 +46,97 @@ def store_labels(store: CaseStore) -> IndexLabels:
     )
 
 
+@dataclass(frozen=True)
+class Prediction:
+    """A mask to be scored, and what is known of it. `geometry` is in pixels where no size is stated."""
+
+    labels: Labels
+    classes: tuple[MaskClass, ...]
+    geometry: Geometry
+    native: Native | None = None
+    groups: tuple[ClassGroup, ...] = ()
+    background: int | None = None
+
+    def against(self, truth: Labels) -> tuple[Scores, VolumeScores | None]:
+        """Scores against truth on the same grid; those of volumes where voxels have a size in mm."""
+        scores = score(confusion(self.labels, truth, num_classes=len(self.classes)), self.classes)
+        if self.geometry.axes != "zyx" or self.geometry.unit != "millimeter":
+            return scores, None
+        return scores, volume_scores(
+            truth.read(self.geometry.whole),
+            self.labels.read(self.geometry.whole),
+            classes=self.classes,
+            groups=self.groups,
+            spacing_mm=self.geometry.spacing,
+            background=self.background,
+        )
+
+
+def score_case(job: Job, store: CaseStore, truth: Labels) -> tuple[Scores, VolumeScores | None]:
+    """Scores of a finished case against truth; those of volumes for volumes only."""
+    card, classes = job.card, store.plan.classes
+    made = Prediction(
+        store_labels(store), classes, store.geometry, groups=card.groups, background=card.background
+    )
+    return made.against(truth)
+
+
+class Evaluation(Scores):
+    """Scores of a mask; for volumes with distances and volumes of classes and groups."""
+
+    volume_scores: VolumeScores | None = None
+
+
 def evaluate(
     prediction: str | Path,
     truth: str | Path,
     *,
     out: str | Path | None = None,
     model: str | Path | None = None,
-) -> Scores:
-    """Scores of a prediction (a store of this program, or a class-index image) against truth.
+) -> Evaluation:
+    """Scores of a prediction (a store of this program, a class-index image or volume) against truth.
 
-    `truth` is a class-index image, OME-Zarr labels or QuPath GeoJSON on the same grid. The classes are
-    those of the store; for a plain image those of `model`, by default the shipped one. With `out` the
-    scores are also written there as JSON. Raises WsisegError.
+    `truth` is a class-index image or volume, OME-Zarr labels or QuPath GeoJSON on the same grid. The
+    classes are those of the store; for a plain file those of `model`, by default the shipped one.
+    Groups of classes are those of `model`. With `out` the scores are also written there as JSON.
+    Raises WsisegError.
     """
     path, truth = Path(prediction), Path(truth)
-    classes: tuple[MaskClass, ...]
-    predicted: Labels
     if not path.exists():
         raise AnnotationError(f"no such prediction: {path}")
-    if path.is_dir():
-        store = CaseStore.open_complete(path)
-        classes, predicted = store.plan.classes, store_labels(store)
-    else:
-        classes = load_card(model or DEFAULT_MODELS["yx"]).classes
-        predicted = open_index_image(path, classes=classes)
-    axes = "yx" if len(predicted.shape) == 2 else "zyx"
-    # Only the grid is compared: a plain picture has no pixel size.
-    grid = Geometry(axes=axes, shape=predicted.shape, spacing=(1.0,) * len(axes), unit="micrometer")
-    marks = open_truth(truth, geometry=grid, classes=classes)
-    check_size(marks.shape, geometry=grid, name=str(truth))
-    scores = score(confusion(predicted, marks, num_classes=len(classes)), classes)
+    given = _of_store(path, model) if path.is_dir() else _of_file(path, model)
+    marks = open_truth(truth, geometry=given.geometry, classes=given.classes, native=given.native)
+    check_size(marks.shape, geometry=given.geometry, name=str(truth))
+    scores, volumes = given.against(marks)
+    made = Evaluation(**dict(scores), volume_scores=volumes)
     if out is not None:
         with writing(Path(out)):
-            write_whole(Path(out), to_json(scores.model_dump(mode="json")))
-    return scores
+            write_whole(Path(out), to_json(made.model_dump(mode="json")))
+    return made
+
+
+def _of_store(path: Path, model: str | Path | None) -> Prediction:
+    store = CaseStore.open_complete(path)
+    card = load_card(model) if model else None
+    # A store knows its classes; of a model that is not named, the class that is called so is the background.
+    background = next((c.index for c in store.plan.classes if c.name == "background"), None)
+    return Prediction(
+        store_labels(store),
+        store.plan.classes,
+        store.geometry,
+        groups=card.groups if card else (),
+        background=card.background if card else background,
+    )
+
+
+def _of_file(path: Path, model: str | Path | None) -> Prediction:
+    volume = open_volume(path)
+    card = load_card(model or DEFAULT_MODELS["yx" if volume is None else "zyx"])
+    if volume is not None:
+        labels = label_volume(volume, path, classes=card.classes)
+        return Prediction(labels, card.classes, volume.geometry, volume.native, card.groups, card.background)
+    image = open_index_image(path, classes=card.classes)
+    # Only the grid is compared: a plain picture has no pixel size.
+    axes = "yx" if len(image.shape) == 2 else "zyx"
+    grid = Geometry(axes=axes, shape=image.shape, spacing=(1.0,) * len(axes), unit="micrometer")
+    return Prediction(image, card.classes, grid)

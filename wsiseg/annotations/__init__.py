@@ -62,7 +62,7 @@ def open_truth(
             raise AnnotationError(f"{path} has {source.num_channels} channels; labels have none")
         labels = SourceLabels(source, classes=classes, name=str(path))
     elif (volume := open_volume(path)) is not None:
-        labels = _volume_labels(volume, path, classes=classes, native=native)
+        labels = label_volume(volume, path, classes=classes, native=native)
     elif path.suffix.lower() in (".geojson", ".json"):
         return polygon_truth(path, classes=classes, grid=geometry.shape)
     else:
@@ -71,9 +71,10 @@ def open_truth(
     return labels
 
 
-def _volume_labels(
-    volume: VolumeSource, path: Path, *, classes: Sequence[MaskClass], native: Native | None
+def label_volume(
+    volume: VolumeSource, path: Path, *, classes: Sequence[MaskClass], native: Native | None = None
 ) -> Labels:
+    """Class indices of a volume of one channel that lies where `native` does. Raises AnnotationError."""
     if volume.num_channels != 1:
         raise AnnotationError(f"{path} has {volume.num_channels} channels; a label volume has one")
     if native is not None:
