@@ -12,7 +12,7 @@ with random weights, in one run, each in a process of its own:
   whole     one pass over the whole volume, which says how many voxels of each mask agree with it
 
 `--big` makes a volume of 1024 x 1024 x 1024 int16 (noise in a box, synthetic) and segments it with a narrow
-network.
+network, with `--memory 2000`: windows, as one pass keeps more rows than that.
 """
 
 from __future__ import annotations
@@ -174,7 +174,7 @@ def big(folder: Path, threads: int) -> bool:
     card = make_card(folder, "narrow", classes=2, channels=1, width=0.25, refinement=False)
     volume = make_big(folder / "big.nii")
     start = time.monotonic()
-    ran = segment(volume, folder / "big", card, threads)
+    ran = segment(volume, folder / "big", card, threads, "--memory", str(int(BIG_PEAK_MB)))
     minutes = (time.monotonic() - start) / 60
     print(f"\n{BIG}^3 int16: {ran.cpu_s:.0f} CPU s, {minutes:.1f} minutes, peak {ran.peak_mb:.0f} MB")
     held = ran.peak_mb < BIG_PEAK_MB and minutes <= BIG_MINUTES

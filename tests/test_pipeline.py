@@ -13,8 +13,13 @@ from PIL import Image
 
 import wsiseg
 from tests.cases import SMALL, mask_of, polygon, write_tiff
+from tests.conftest import espnet3d_card
+from tests.test_volumes import edited, write_volume
 from wsiseg.classes import VOID
+from wsiseg.geometry import Region
 from wsiseg.report import Report
+from wsiseg.sources.base import Pixels
+from wsiseg.sources.cached import CachedSource
 
 
 def test_the_mask_has_the_size_of_the_slide_and_glass_is_background(segmented: Report) -> None:
@@ -165,9 +170,8 @@ def test_a_model_without_a_background_class_segments_everything(slide: Path, tmp
 def test_each_stored_tile_is_decoded_once_for_mask_and_image(
     picture: NDArray[np.uint8], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, image: str
 ) -> None:
-    from wsiseg.geometry import Region, region_shape
+    from wsiseg.geometry import region_shape
     from wsiseg.sources import tiff
-    from wsiseg.sources.base import Pixels
 
     # 320 pixels a block: rows of windows and slabs cross its borders.
     slide = write_tiff(tmp_path / "tiles.tif", picture.repeat(3, axis=0), tile=320)
@@ -212,3 +216,26 @@ def test_a_stored_image_in_millimetres_or_with_a_damaged_chunk_is_read_as_it_is(
     pixels = wsiseg.open_source(copied).read(wsiseg.open_source(copied).geometry.whole)
     assert 0 < (~pixels.valid).sum() <= 32 * 32
     np.testing.assert_array_equal(np.moveaxis(pixels.values, 0, -1)[pixels.valid], picture[pixels.valid])
+
+
+@pytest.mark.parametrize("image", ["full", "none"])
+def test_statistics_of_a_case_do_not_keep_the_whole_image_in_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, image: str
+) -> None:
+    card = edited(espnet3d_card(tmp_path, channels=1), preprocessing={"statistics": "case"})
+    values = np.random.default_rng(0).integers(1, 99, (12, 12, 400)).astype(np.int16)
+    write_volume(tmp_path / "v.nii", values)
+    held = []
+    original = CachedSource.read
+
+    def read(cached: CachedSource, region: Region) -> Pixels:
+        made = original(cached, region)
+        held.append(len(cached._blocks))
+        return made
+
+    monkeypatch.setattr(CachedSource, "read", read)
+    monkeypatch.setattr("wsiseg.pipeline.make_executor", None)
+    with pytest.raises(TypeError):  # after the statistics
+        wsiseg.segment(tmp_path / "v.nii", tmp_path, card, image=image, memory=640, chunk=16, slab=16)
+    assert len(held) == 400 // 16
+    assert max(held) <= 2

@@ -28,7 +28,7 @@ WINDOW_SETTINGS = ("taper", "core", "halo", "batch", "views")
 """Settings that only windows have."""
 MEMORY_SHARE = 0.5
 """Of the free memory, where the user names none."""
-PROCESS_BYTES, COLUMN_BYTES = 600_000_000, 10_000
+PROCESS_BYTES, COLUMN_BYTES = 600_000_000, {1: 10_000, 2: 10_000, 3: 4_000}
 """The program itself, and per column the rows that are decoded ahead and wait to be written, as measured."""
 UNMEASURED_HALO = 32
 """Of volumes, unless --exact asks for more: windows with the exact one would be 20 times as large."""
@@ -163,7 +163,7 @@ def pick_band(card: ModelCard, config: SegmentConfig, shape: tuple[int, ...], *,
     on_gpu = device.type == "cuda"
     budget = config.memory * 10**6 if config.memory else int(free_memory_bytes(device) * MEMORY_SHARE)
     columns = math.prod(whole[1:])
-    room = budget - (0 if on_gpu else PROCESS_BYTES + COLUMN_BYTES * columns)
+    room = budget - (0 if on_gpu else PROCESS_BYTES + COLUMN_BYTES[len(shape)] * columns)
     fastest = MAX_BAND if on_gpu else BAND_PX // columns
     stride = graph.output_stride
     band = stride

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import math
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -38,9 +39,12 @@ from wsiseg.sources.cached import CachedSource
 from wsiseg.sources.resampled import ResampledSource
 from wsiseg.store import CaseStore
 from wsiseg.tissue import TissueMask
-from wsiseg.windows import Slab
+from wsiseg.windows import Slab, slabs
 
 logger = logging.getLogger(__name__)
+
+FINISHED_PX = 1 << 24
+"""Pixels of a mask that are finished at a time: more than a slab of most slides has."""
 
 
 def segment(
@@ -148,8 +152,21 @@ def finish_mask(
 
     Done here, on level 0, so that the mask does not depend on how the image was cut.
     """
+    # A slab of a large volume is many times what is needed in between.
+    rows = max(1, FINISHED_PX // math.prod(mask.shape[1:]))
+    record: dict[str, Any] = {"unreadable": 0, "places": [], "outside_region": 0}
+    for part in slabs(len(mask), rows=rows):
+        place = slice(slab.rows.start + part.rows.start, slab.rows.start + part.rows.stop)
+        found = _finish_rows(mask[part.rows], place, job=job, tissue=tissue)
+        record = {name: value + found[name] for name, value in record.items()}
+    return record
+
+
+def _finish_rows(
+    mask: NDArray[np.uint8], rows: slice, *, job: Job, tissue: TissueMask | None
+) -> dict[str, Any]:
     shape = job.source.geometry.shape
-    place: Region = (slab.rows, *(slice(0, n) for n in shape[1:]))
+    place: Region = (rows, *(slice(0, n) for n in shape[1:]))
     unreadable = mask == VOID
     if tissue is not None and job.background is not None:
         np.copyto(mask, job.background, where=~(tissue.at(place, shape=shape) | unreadable))
@@ -157,9 +174,10 @@ def finish_mask(
     if job.region is not None:
         outside = job.region.read(place) == VOID
         mask[outside] = VOID
+    lost = unreadable & ~outside
     return {
-        "unreadable": int((unreadable & ~outside).sum()),
-        "places": void_places(unreadable & ~outside, top=slab.rows.start),
+        "unreadable": int(lost.sum()),
+        "places": void_places(lost, top=rows.start),
         "outside_region": int(outside.sum()),
     }
 
@@ -191,14 +209,24 @@ class Views:
         rest = (slice(0, n) for n in self._image.geometry.shape[1:])
         return self._image.read((piece.rows, *rest)).values
 
-    def forget(self, model_row: int, *, image_row: int | None) -> None:
-        """Drop what neither the executor below `model_row` nor the stored image below `image_row` needs."""
-        self._image_row = max(self._image_row, image_row or 0)
-        limits: dict[int, tuple[CachedSource, int]] = {id(self.model): (self.model, model_row)}
+    def _limits(self, model_row: int) -> dict[int, tuple[CachedSource, int]]:
+        """The caches that the model reads from, each with the first row that is still needed."""
+        limits = {id(self.model): (self.model, model_row)}
         if self._resampled is not None:
             row = max(0, min(model_row, self._resampled.geometry.shape[0] - 1))
             below = (slice(row, row + 1), *self._resampled.geometry.whole[1:])
             limits[id(self._level)] = (self._level, self._resampled.support(below)[0].start)
+        return limits
+
+    def drop(self, model_row: int) -> None:
+        """Drop what lies above `model_row`, whatever needs it later: it is read again."""
+        for cached, limit in self._limits(model_row).values():
+            cached.forget(before=limit)
+
+    def forget(self, model_row: int, *, image_row: int | None) -> None:
+        """Drop what neither the executor below `model_row` nor the stored image below `image_row` needs."""
+        self._image_row = max(self._image_row, image_row or 0)
+        limits = self._limits(model_row)
         if self._image is not None:
             _, other = limits.get(id(self._image), (self._image, self._image_row))
             limits[id(self._image)] = (self._image, min(other, self._image_row))
@@ -226,8 +254,13 @@ def _stats(job: Job, store: CaseStore, views: Views, wanted: Any) -> CaseStats |
     kept = store.ledger.read("stats.json")
     if kept is not None:
         return CaseStats.model_validate_json(kept)
-    stats = fit(views.model, job.card.preprocessing, wanted=wanted)
+    stats = fit(
+        views.model,
+        job.card.preprocessing,
+        wanted=wanted,
+        passed=views.drop,
+    )
     if stats is not None:
         store.ledger.write("stats.json", stats.model_dump_json().encode())
-        views.forget(views.model.geometry.shape[0], image_row=None)
+        views.drop(views.model.geometry.shape[0])
     return stats

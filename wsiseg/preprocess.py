@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -60,22 +61,28 @@ class _Sums:
 
 
 def fit(
-    source: Source, spec: Preprocessing, *, wanted: Callable[[Region], bool] | None = None
+    source: Source,
+    spec: Preprocessing,
+    *,
+    wanted: Callable[[Region], bool] | None = None,
+    passed: Callable[[int], None] = lambda row: None,
 ) -> CaseStats | None:
     """Statistics of the valid pixels of a case, or None where the card carries fixed ones.
 
-    `wanted(region)` limits the pieces that count, to those with tissue say.
+    `wanted(region)` limits the pieces that count, to those with tissue say; `passed(row)` hears that
+    rows above `row` are not read any more, in this walk over the image.
     """
     if spec.statistics == "card":
         return None
     sums = [_Sums() for _ in range(source.num_channels)]
-    for channels in _values(source, spec, wanted):
+    walk = partial(_values, source, spec, wanted, passed)
+    for channels in walk():
         for own, values in zip(sums, channels, strict=True):
             own.add(values)
     if all(own.count == 0 for own in sums):
         return CaseStats(mean=tuple(map(float, spec.mean)), std=tuple(map(float, spec.std)), pixels=0)
     if spec.method == "percentiles":
-        ranges = _percentiles(source, spec, wanted, sums)
+        ranges = _percentiles(walk, spec, sums)
     elif spec.method == "minmax":
         ranges = [(own.lowest, own.highest - own.lowest) if own.count else (0.0, 1.0) for own in sums]
     else:
@@ -97,11 +104,15 @@ def _moments(own: _Sums) -> tuple[float, float]:
 
 
 def _values(
-    source: Source, spec: Preprocessing, wanted: Callable[[Region], bool] | None
+    source: Source,
+    spec: Preprocessing,
+    wanted: Callable[[Region], bool] | None,
+    passed: Callable[[int], None],
 ) -> Iterator[list[Array]]:
     """The values that count of every piece of an image, (n,) per channel."""
     shape = source.geometry.shape
     for window in WindowPlan(shape=shape, core=source.block, halo=(0,) * len(shape)).windows():
+        passed(window.core[0].start)
         if wanted is not None and not wanted(window.core):
             continue
         pixels = source.read(window.core)
@@ -110,13 +121,13 @@ def _values(
 
 
 def _percentiles(
-    source: Source, spec: Preprocessing, wanted: Callable[[Region], bool] | None, sums: list[_Sums]
+    walk: Callable[[], Iterator[list[Array]]], spec: Preprocessing, sums: list[_Sums]
 ) -> list[tuple[float, float]]:
     """Lower end and width of the range between two percentiles, to within a bin of the histogram."""
     edges = [np.linspace(own.lowest, max(own.highest, own.lowest + 1e-6), BINS + 1) if own.count else None
              for own in sums]  # fmt: skip
     counts = [np.zeros(BINS, np.int64) for _ in sums]
-    for channels in _values(source, spec, wanted):
+    for channels in walk():
         for number, (edge, values) in enumerate(zip(edges, channels, strict=True)):
             if edge is not None and values.size:
                 counts[number] += np.histogram(values, bins=edge)[0]
