@@ -175,6 +175,7 @@ def test_the_command_line_is_this() -> None:
         "demo": {"--out", "--json"},
         "models list": {"--json"},
         "models show": {"name", "--trust-code", "--json"},
+        "models ensemble": {"models", "--out", "--overwrite", "--json"},
         "models import": {
             "checkpoint", "--out", "--network", "--arguments", "--trust-code", "--overwrite", "--json",
         },

@@ -50,11 +50,7 @@ def _of_monai(name: str) -> Any:
     wanted = name.removeprefix(MONAI)
     if wanted not in MONAI_NETWORKS:
         raise ModelError(f"unknown network {name!r}; of MONAI are known: {', '.join(MONAI_NETWORKS)}")
-    try:
-        nets = importlib.import_module("monai.networks.nets")
-    except ImportError:
-        raise ModelError(f"network {name!r} needs MONAI; install it: pip install 'wsiseg[monai]'") from None
-    return getattr(nets, wanted)
+    return getattr(importlib.import_module("monai.networks.nets"), wanted)
 
 
 def _of_code(name: str, *, trust_code: bool) -> Any:
