@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 from collections.abc import Callable
@@ -39,6 +40,8 @@ RGB_SHARE, MASK_SHARE, PYRAMID = 0.85, 0.05, 4 / 3
 _NOT_DECISIVE = {"readers", "device", "memory", "trust_code"}
 
 
+SLAB_PX = 1 << 26
+"""Of a slab by default, unless a row of chunks has more: a few copies are in memory while it is written."""
 CHUNKS = {2: 512, 3: 64}
 """Side of a stored chunk of the mask, by number of axes."""
 
@@ -163,7 +166,8 @@ def store_plan(job: Job, recorded: StorePlan | None) -> StorePlan:
     # About one row of windows: nothing is computed for a slab that is not written with it.
     core = min(config.core or job.card.windows.core, model_grid[0])
     chunk = config.chunk or CHUNKS[len(geometry.shape)]
-    rows = config.slab or max(1, round(min(core * ratio, 4096) / chunk)) * chunk
+    most = SLAB_PX // (chunk * math.prod(geometry.shape[1:]))
+    rows = config.slab or max(1, min(round(min(core * ratio, 4096) / chunk), most)) * chunk
     if rows % chunk:
         raise UsageError(f"slab {rows} must be a multiple of chunk {chunk}")
     image = job.image_source
