@@ -1,0 +1,1 @@
+"""Quality on held-out cases: networks trained from the same patches, with intervals and verdicts."""
