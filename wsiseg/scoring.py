@@ -23,14 +23,16 @@ from wsiseg.store import CaseStore
 from wsiseg.volume_scores import VolumeScores, volume_scores
 from wsiseg.windows import WindowPlan
 
-SCORE_BLOCK_PX = 2048
+SCORE_BLOCK_PX = 1 << 22
+"""Pixels that are compared at a time, whatever the number of axes."""
 
 
 def confusion(prediction: Labels, truth: Labels, *, num_classes: int) -> ConfusionMatrix:
     """Confusion of two label grids of one shape, block by block: memory does not grow with the size."""
     total = ConfusionMatrix.empty(num_classes)
     ndim = len(truth.shape)
-    plan = WindowPlan(shape=truth.shape, core=(SCORE_BLOCK_PX,) * ndim, halo=(0,) * ndim)
+    side = int(SCORE_BLOCK_PX ** (1 / ndim))
+    plan = WindowPlan(shape=truth.shape, core=(side,) * ndim, halo=(0,) * ndim)
     for window in plan.windows():
         total += ConfusionMatrix.of(
             truth=truth.read(window.core), prediction=prediction.read(window.core), num_classes=num_classes
