@@ -107,11 +107,11 @@ def _segment_rows(
     if not pending:
         return
     with ExitStack() as stack, watch.stage("segment"):
-        views = Views(job, stack)
+        images = CachedImages(job, stack)
         wanted = wanted_regions(job, tissue)
         execution = store.plan.execution
         predictor = _predictor(job, execution)
-        stats = _stats(job, store, views, wanted)
+        stats = _stats(job, store, images, wanted)
         shape, from_shape = store.plan.shape, job.choice.geometry.shape
         # Where no pixel is resampled, the highest score needs no mixing.
         by_scores = job.card.mask_resampling == "scores" and shape != from_shape
@@ -122,15 +122,15 @@ def _segment_rows(
             part = slice(row, row + 1)
             return int(rows_for(part, size=shape[0], from_size=from_shape[0], scores=by_scores).start)
 
-        rows = executor.run(views.model, first_row=first_needed(pending[0].rows.start), wanted=wanted)
+        rows = executor.run(images.model, first_row=first_needed(pending[0].rows.start), wanted=wanted)
         masks = to_level0(rows, pending, shape=shape, from_shape=from_shape, scores=by_scores)
         for slab, mask in progress(masks, total=len(pending), what=job.request.case):
             record = finish_mask(mask, slab, job=job, tissue=tissue) | executor.work.take()
             with watch.stage("write"):
                 pieces = store.image_slabs(slab)
-                image = [store.write_image(p, views.image_rows(p)) for p in pieces]
+                image = [store.write_image(p, images.image_rows(p)) for p in pieces]
                 store.write(slab, mask, record={**record, "image": image})
-            views.forget(
+            images.forget(
                 executor.first_row_read(first_needed(slab.rows.stop)),
                 image_row=pieces[-1].rows.stop if pieces else None,
             )
@@ -182,7 +182,7 @@ def _finish_rows(
     }
 
 
-class Views:
+class CachedImages:
     """The cached images of a run: what the executor reads, and what is stored."""
 
     def __init__(self, job: Job, stack: ExitStack) -> None:
@@ -249,18 +249,18 @@ def _tissue(job: Job, store: CaseStore, progress: Progress) -> TissueMask | None
     return tissue
 
 
-def _stats(job: Job, store: CaseStore, views: Views, wanted: Any) -> CaseStats | None:
+def _stats(job: Job, store: CaseStore, images: CachedImages, wanted: Any) -> CaseStats | None:
     """The case's statistics of the ledger, fitted and kept there on the first run."""
     kept = store.ledger.read("stats.json")
     if kept is not None:
         return CaseStats.model_validate_json(kept)
     stats = fit(
-        views.model,
+        images.model,
         job.card.preprocessing,
         wanted=wanted,
-        passed=views.drop,
+        passed=images.drop,
     )
     if stats is not None:
         store.ledger.write("stats.json", stats.model_dump_json().encode())
-        views.drop(views.model.geometry.shape[0])
+        images.drop(images.model.geometry.shape[0])
     return stats
