@@ -14,9 +14,14 @@ from PIL import Image
 import wsiseg
 from tests.cases import CROPS, NAMES, SMALL, mask_of, polygon
 from tests.test_volumes import write_volume
+from wsiseg.annotations.labels import IndexLabels
+from wsiseg.classes import anonymous_classes
 from wsiseg.errors import (
     AnnotationError,
 )
+from wsiseg.geometry import Region
+from wsiseg.metrics import ConfusionMatrix
+from wsiseg.scoring import confusion
 
 
 def test_annotations_of_a_crop_are_scored_and_a_finished_mask_is_scored_without_computing(
@@ -104,3 +109,29 @@ def test_evaluate_of_a_volume_gives_what_the_run_gave_from_the_store_and_from_it
     write_volume(tmp_path / "moved.nii.gz", np.asarray(given.dataobj), affine)
     with pytest.raises(AnnotationError, match="lies elsewhere than the volume"):
         wsiseg.evaluate(report.nifti, tmp_path / "moved.nii.gz")
+
+
+@pytest.mark.parametrize("shape", [(40,), (9, 14), (7, 9, 11)])
+def test_confusion_in_blocks_is_that_of_the_whole(
+    shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(len(shape))
+    truth, prediction = (rng.integers(0, 3, shape, dtype=np.uint8) for _ in range(2))
+    labels = [
+        IndexLabels(values, classes=anonymous_classes(3), name="labels", shape=shape)
+        for values in (prediction, truth)
+    ]
+    seen = []
+    original = IndexLabels.read
+
+    def read(own: IndexLabels, region: Region) -> Any:
+        seen.append(region)
+        return original(own, region)
+
+    monkeypatch.setattr(IndexLabels, "read", read)
+    monkeypatch.setattr("wsiseg.scoring.SCORE_BLOCK_PX", 30)
+    made = confusion(labels[0], labels[1], num_classes=3)
+    whole = ConfusionMatrix.of(truth=truth, prediction=prediction, num_classes=3)
+    np.testing.assert_array_equal(made.counts, whole.counts)
+    assert len(seen) > 2
+    assert all(np.prod([part.stop - part.start for part in region]) <= 30 for region in seen)
