@@ -113,8 +113,8 @@ class Channel:
     def _refuse(self, count: int, first: tuple[int, ...] | None) -> None:
         if count:
             raise SourceError(
-                f"{self.path} has {count} voxels that are NaN or infinite, the first at {first} (i, j, k); "
-                "set them to a number"
+                f"{self.path} has voxels that are NaN or infinite ({count} of them, the first at (i, j, k) = "
+                f"{first}); set them to a number"
             )
 
 
