@@ -25,9 +25,9 @@ import torch
 
 import wsiseg
 from benchmarks.speed import high_water_kb
+from wsiseg.memory import keep_memory
 from wsiseg.models.facts import Facts, network_facts
 from wsiseg.models.importing import window_spec
-from wsiseg.predict import keep_memory
 
 CLASSES = 8
 FORMATS = {2: torch.channels_last, 3: torch.channels_last_3d}

@@ -28,7 +28,8 @@ import wsiseg
 from benchmarks.slide import mosaic
 from wsiseg.execute.streaming import Streaming
 from wsiseg.geometry import Geometry
-from wsiseg.predict import NetworkPredictor, keep_memory
+from wsiseg.memory import keep_memory
+from wsiseg.predict import NetworkPredictor
 from wsiseg.sources.array import ArraySource
 from wsiseg.sources.cached import CachedSource
 

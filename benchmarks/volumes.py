@@ -31,8 +31,8 @@ from numpy.typing import NDArray
 
 import wsiseg
 from benchmarks.speed import Measured, measure
+from wsiseg.memory import keep_memory
 from wsiseg.models.importing import import_checkpoint
-from wsiseg.predict import keep_memory
 
 MODALITIES = ("t1n", "t1c", "t2w", "t2f")
 SHAPE = (240, 240, 155)

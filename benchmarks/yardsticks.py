@@ -15,7 +15,7 @@ import torch
 import zarr
 
 import wsiseg
-from wsiseg.predict import keep_memory
+from wsiseg.memory import keep_memory
 from wsiseg.store import CaseStore
 
 MODEL = "demo-breast8"

@@ -21,6 +21,7 @@ def show_progress(items: Iterable[T], *, total: int, what: str) -> Iterator[T]:
         task = bars.add_task(what, total=total)
         for item in items:
             yield item
+            del item  # rows of a mask: not to be kept while the next are computed
             bars.advance(task)
 
 

@@ -16,10 +16,11 @@ from wsiseg.execute.schedule import Schedule, make_schedule, memory_bytes
 from wsiseg.execute.streaming import Streaming, padded, streaming_settings
 from wsiseg.execute.windowed import Windowed, one_window_shape, window_settings
 from wsiseg.graph.network import NetworkGraph
+from wsiseg.memory import free_memory_bytes
 from wsiseg.models.card import ModelCard, check_size
 from wsiseg.models.foreign import in_short
 from wsiseg.models.registry import structure
-from wsiseg.predict import NetworkPredictor, free_memory_bytes
+from wsiseg.predict import NetworkPredictor
 from wsiseg.windows import WindowPlan, check_taper
 
 logger = logging.getLogger(__name__)

@@ -20,8 +20,9 @@ from wsiseg.execute.base import rows_for, to_level0
 from wsiseg.execution import make_executor, try_execution
 from wsiseg.exports import check_out, remove_stale
 from wsiseg.geometry import Region
+from wsiseg.memory import keep_memory
 from wsiseg.plan import plan_of
-from wsiseg.predict import NetworkPredictor, keep_memory, load_predictor, use_threads
+from wsiseg.predict import NetworkPredictor, load_predictor, use_threads
 from wsiseg.prepare import (
     Job,
     Request,
@@ -134,6 +135,7 @@ def _segment_rows(
                 executor.first_row_read(first_needed(slab.rows.stop)),
                 image_row=pieces[-1].rows.stop if pieces else None,
             )
+            del mask  # a slab of a large volume, before more is computed
 
 
 def _predictor(job: Job, execution: dict[str, Any]) -> NetworkPredictor:

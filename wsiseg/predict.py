@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-import ctypes.util
-import os
-import platform
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -24,8 +20,6 @@ from wsiseg.models.inference import for_inference
 from wsiseg.models.layers import LINEAR
 from wsiseg.models.registry import load_card, load_network
 from wsiseg.preprocess import CaseStats, apply
-
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # malloc.h of the GNU C library
 
 
 @dataclass(frozen=True)
@@ -152,39 +146,10 @@ def load_predictor(
     return NetworkPredictor(card, network, device=picked)
 
 
-def keep_memory() -> None:
-    """Let the GNU C library keep freed memory instead of returning it after each layer.
-
-    Fresh pages for every activation cost a quarter of the time of a forward pass on a CPU. What threads
-    read ahead comes from the same heap: in heaps of their own freed blocks would wait unused. Called
-    once at start-up; elsewhere than on glibc it does nothing.
-    """
-    if platform.libc_ver()[0] != "glibc":
-        return
-    libc = ctypes.CDLL(ctypes.util.find_library("c"))
-    libc.mallopt(_M_MMAP_THRESHOLD, 1 << 30)
-    libc.mallopt(_M_TRIM_THRESHOLD, 1 << 30)
-    libc.mallopt(_M_ARENA_MAX, 1)
-
-
 def use_threads(count: int | None) -> None:
     """Give the network so many threads of the CPU; None on a GPU."""
     if count is not None:
         torch.set_num_threads(count)
-
-
-def free_memory_bytes(device: torch.device) -> int:
-    """Memory that is free on a device; for the CPU what the machine has, or its container may use."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    known, limit = Path("/proc/meminfo"), Path("/sys/fs/cgroup/memory.max")
-    if known.is_file():
-        entries = (line.split() for line in known.read_text().splitlines())
-        free = next((int(e[1]) * 1024 for e in entries if e[0] == "MemAvailable:"), free)
-    if limit.is_file() and (text := limit.read_text().strip()) != "max":
-        free = min(free, int(text))
-    return free
 
 
 def execution_record(device: torch.device) -> dict[str, Any]:

@@ -90,6 +90,10 @@ class _Held:
     def add(self, piece: Rows) -> None:
         self._pieces.append(piece)
 
+    def release(self, *, before: int) -> None:
+        """Let go of the pieces that lie wholly above row `before`."""
+        self._pieces = [piece for piece in self._pieces if piece.rows.stop > before]
+
     def join(self, *, before: int) -> Rows:
         """All that is held, in one piece, without the rows above `before`."""
         rows = slice(min(max(self.top, before), self.stop), self.stop)
@@ -131,6 +135,7 @@ def to_level0(
     held = _Held()
     for slab in slabs:
         need = rows_for(slab.rows, size=shape[0], from_size=from_shape[0], scores=scores)
+        held.release(before=need.start)
         while held.stop < need.stop:
             held.add(next(pieces))
         have = held.join(before=need.start)
@@ -141,6 +146,7 @@ def to_level0(
         if scores:
             _choose_by_scores(mask, slab.rows, have, shape=shape, from_shape=from_shape)
         yield slab, mask
+        del have, mask  # before more rows are computed
 
 
 def _choose_by_scores(

@@ -14,6 +14,7 @@ from torch import Tensor
 from wsiseg.classes import VOID
 from wsiseg.execute.base import Rows, Wanted, Work
 from wsiseg.geometry import clip, region_shape, relative_to
+from wsiseg.memory import zeros_apart
 from wsiseg.predict import Predictor
 from wsiseg.sources.base import Array, all_true, channels_last
 from wsiseg.sources.cached import CachedSource
@@ -143,8 +144,8 @@ class Stitcher:
     def _blank(self, rows: int) -> NDArray[np.uint8]:
         shape = (rows, *self._plan.shape[1:])
         if self._classes:
-            self._scores = np.zeros((self._classes, *shape), np.float32)
-        return np.zeros(shape, np.uint8)
+            self._scores = zeros_apart((self._classes, *shape), np.float32)
+        return zeros_apart(shape, np.uint8)
 
     def _rows_mask(self, window: Window) -> NDArray[np.uint8]:
         if self._mask is None:

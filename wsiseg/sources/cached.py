@@ -18,6 +18,7 @@ from types import TracebackType
 import numpy as np
 
 from wsiseg.geometry import Region, clip, region_shape, relative_to
+from wsiseg.memory import apart
 from wsiseg.sources.base import Pixels, Source, channels_last, everywhere
 
 Index = tuple[int, ...]
@@ -69,8 +70,12 @@ class CachedSource(AbstractContextManager["CachedSource"]):
             if index not in self._blocks:
                 place = self._place(index)
                 self.pixels_read += math.prod(region_shape(place))
-                self._blocks[index] = self._pool.submit(self._source.read, place)
+                self._blocks[index] = self._pool.submit(self._load, place)
             return self._blocks[index]
+
+    def _load(self, place: Region) -> Pixels:
+        pixels = self._source.read(place)
+        return Pixels(apart(pixels.values), pixels.valid)
 
     def prefetch(self, region: Region) -> None:
         """Begin to read the blocks of a region."""
