@@ -48,7 +48,7 @@ def espnet(variant: str) -> dict[str, Any]:
 def tiny() -> Benchmark:
     entries = {
         "one": {"title": "In one", "run": espnet("A")},
-        "two": {"title": "In two", "run": espnet("A"), "first": {"share": 0.5, "run": espnet("C")}},
+        "two": {"title": "In two", "run": espnet("A"), "first": {"patches": 6, "run": espnet("C")}},
     }
     claims = [Claim(says="two beats one", of="two", against="one", figure="mean IoU", more_than=0.0)]
     return Benchmark(
@@ -133,7 +133,7 @@ def test_what_is_finished_is_not_run_again_and_other_settings_are_refused(
     assert counts(stored(measure(tiny(), "two", seed=1, place=there))) == counts(found)
 
     other = tiny().model_copy(update={"patches": 24})
-    with pytest.raises(ConfigMismatch, match=r"training 1.steps was 3 and is now 6\); delete it"):
+    with pytest.raises(ConfigMismatch, match=r"training 2.steps was 3 and is now 9\); delete it"):
         measure(other, "two", seed=1, place=there)
     path.unlink()
     with pytest.raises(ConfigMismatch, match="holds a training with other settings"):

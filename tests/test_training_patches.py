@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,11 @@ from wsiseg.classes import VOID
 from wsiseg.training.augment import histology
 from wsiseg.training.augment.volumes import vary_inputs, vary_voxels
 from wsiseg.training.cases import open_cases
+from wsiseg.training.census import Census
 from wsiseg.training.patches import PatchSampler, ahead, pieces
 from wsiseg.training.place import anywhere, cut, draw_matrix, on_a_pixel
 from wsiseg.training.run import Run
-from wsiseg.training.sections import Augmentation, Mri
+from wsiseg.training.sections import Augmentation, Histology, Mri
 
 PLAIN: dict[str, Any] = {"mean": [0, 0, 0], "std": [1, 1, 1]}
 
@@ -66,6 +68,36 @@ def test_balanced_patches_are_centred_on_the_classes_that_are_drawn(tmp_path: Pa
     found = torch.bincount(truth, minlength=5) / 200
     assert found[[0, 1, 4]].sum() == 0
     assert found[3].item() == pytest.approx(0.75, abs=0.1)
+
+
+@pytest.mark.parametrize(("power", "share"), [(0.0, 1 / 2), (0.5, 1 / 3), (1.0, 1 / 5)])
+def test_cases_are_drawn_by_a_power_of_their_pixels(tmp_path: Path, power: float, share: float) -> None:
+    how = {"size": 8, "balanced": 1.0, "case_power": power}
+    run = pictures(tmp_path, splits="tt", preprocessing=PLAIN, patches=how)
+    cases = [
+        dataclasses.replace(case, census=Census(case.census.places[:1], np.array([[0, count, 0, 0, 0]])))
+        for case, count in zip(open_cases(run).train, (100, 400), strict=True)
+    ]
+    sampler = PatchSampler(run, cases)
+    rng = np.random.default_rng(0)
+    drawn = [sampler.focus(rng) for _ in range(1000)]
+    assert {index for _, index in drawn} == {1}
+    assert np.mean([case is cases[0] for case, _ in drawn]) == pytest.approx(share, abs=0.05)
+
+
+def test_pictures_can_be_normalised_by_their_own_statistics(tmp_path: Path) -> None:
+    how = {**PLAIN, "statistics": "case"}
+    run = pictures(
+        tmp_path, splits="tt", preprocessing=how, patches={"size": 16, "mosaic": True, "min_piece": 8}
+    )
+    cases = open_cases(run).train
+    for case in cases:
+        values, _ = case.read(case.source.geometry.whole)
+        assert case.stats is not None
+        np.testing.assert_allclose(case.stats.mean, values.mean(axis=(1, 2)), rtol=1e-6)
+    inputs = PatchSampler(run, cases).batch(1).inputs
+    assert abs(inputs.mean().item()) < 1
+    assert 0.2 < inputs.std().item() < 2
 
 
 @pytest.mark.parametrize("axes", ["yx", "zyx"])
@@ -166,16 +198,56 @@ def test_stains_are_those_of_scikit_image() -> None:
     np.testing.assert_allclose(histology.to_rgb(stains.astype(np.float32)), back, atol=0.51)
 
 
-def test_stain_jitter_changes_stain_and_leaves_glass() -> None:
-    tissue = np.full((3, 4, 5), 0, np.uint8) + np.array([180, 90, 160], np.uint8)[:, None, None]
-    changed = histology.jitter_stain(tissue, np.random.default_rng(1), strength=0.3)
-    assert np.abs(changed.astype(int) - tissue).max() > 5
-    same = histology.jitter_stain(tissue, np.random.default_rng(1), strength=0.0)
-    assert np.abs(same.astype(int) - tissue).max() <= 1
-    glass = np.full((3, 4, 5), 250, np.uint8)
+def test_stain_jitter_is_one_linear_map_of_densities() -> None:
+    colors = random_rgb((40, 30))
+    plain = Histology(stain_jitter=1e-9, stain_offset=0)
+    same = histology.jitter_stain(colors, plain, np.random.default_rng(1))
+    np.testing.assert_allclose(same, colors, atol=1)
+
+    how = Histology(stain_jitter=0.3, stain_offset=0)
+    vectors = histology.STAINS["ruifrok-hed"]
     for seed in range(5):
-        shifted = histology.jitter_stain(glass, np.random.default_rng(seed), strength=0.2)
-        assert np.abs(shifted.astype(int) - glass).max() < 60
+        made = histology.jitter_stain(colors, how, np.random.default_rng(seed))
+        before, after = (-np.log((np.float64(image) + 1) / 256) for image in (colors, made))
+        inner = (made > 20).all(axis=0) & (made < 240).all(axis=0)
+        amounts = [np.linalg.inv(vectors.T) @ density[:, inner] for density in (before, after)]
+        ratios = [np.median(new / old) for old, new in zip(*amounts, strict=True)]
+        assert all(0.69 < ratio < 1.45 for ratio in ratios)
+        fitted = np.diag(ratios) @ amounts[0]
+        assert np.abs(vectors.T @ (fitted - amounts[1])).max() < 0.05
+
+
+@pytest.mark.parametrize(
+    ("how", "moves_glass"),
+    [({"stain_offset": 0}, False), ({"stain_offset": 0.1}, True), ({"white_point": 0.1}, True)],
+)
+def test_what_moves_the_white_of_the_slide(how: dict[str, float], moves_glass: bool) -> None:
+    glass = np.full((3, 4, 5), 255, np.uint8)
+    settings = Histology(stain_jitter=0.2, **{"stain_offset": 0.0, **how})
+    found = [histology.jitter_stain(glass, settings, np.random.default_rng(seed)) for seed in range(8)]
+    lowest = min(int(image.min()) for image in found)
+    assert (lowest < 252) == moves_glass
+    assert lowest > 150
+
+
+def test_stain_vectors_are_drawn_and_turned() -> None:
+    colors = random_rgb((10, 10))
+
+    def made(seed: int, **how: Any) -> Any:
+        return histology.jitter_stain(
+            colors, Histology(stain_jitter=0.3, **how), np.random.default_rng(seed)
+        ).astype(int)
+
+    turned = [made(seed, stain_turn=0.05) - made(seed) for seed in range(3)]
+    assert all(np.abs(change).max() > 3 for change in turned)
+    three = [made(seed, stain_vectors=tuple(histology.STAINS)) for seed in range(12)]
+    of_first = [made(seed, stain_vectors=("ruifrok-hed", "ruifrok-hed", "ruifrok-hed")) for seed in range(12)]
+    same = sum(bool((a == b).all()) for a, b in zip(three, of_first, strict=True))
+    assert 0 < same < 12
+    for vectors in histology.STAINS.values():
+        np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1)
+    for name in ("ruifrok-he", "macenko-he"):
+        np.testing.assert_allclose(histology.STAINS[name][2] @ histology.STAINS[name][:2].T, 0, atol=1e-9)
 
 
 def test_blur_is_a_gaussian_and_jpeg_loses_little() -> None:

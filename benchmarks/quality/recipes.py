@@ -21,7 +21,7 @@ class _Frozen(BaseModel):
 class First(_Frozen):
     """A training before the entry's own, which starts from its weights."""
 
-    share: float = Field(gt=0, lt=1, description="of the entry's patches")
+    patches: int = Field(gt=0, description="of those that the entry sees in all")
     run: Settings = Field(description="what differs from the entry's own settings")
 
 
@@ -71,20 +71,21 @@ class Benchmark(_Frozen):
         """
         own = self.entries[entry]
         last = merged(self.run, own.run)
-        stages = [(1.0, last)]
+        stages = [(self.patches, last)]
         if own.first is not None:
-            stages = [(own.first.share, merged(last, own.first.run)), (1 - own.first.share, last)]
-        made = [{**run, "steps": self._steps(run, share)} for share, run in stages]
+            earlier = own.first.patches
+            stages = [(earlier, merged(last, own.first.run)), (self.patches - earlier, last)]
+        made = [{**run, "steps": self._steps(run, patches)} for patches, run in stages]
         if own.checkpoint is not None:
             made[0]["checkpoint"] = own.checkpoint
         return made
 
-    def _steps(self, run: Settings, share: float) -> int:
+    def _steps(self, run: Settings, patches: int) -> int:
         batch = int(run["patches"]["batch"])
-        steps = self.patches * share / batch
-        if abs(steps - round(steps)) > 1e-6:
-            raise ValueError(f"{self.name}: {self.patches * share:g} patches are no whole batches of {batch}")
-        return round(steps)
+        steps, left = divmod(patches, batch)
+        if left or steps < 1:
+            raise ValueError(f"{self.name}: {patches} patches are no whole batches of {batch}")
+        return steps
 
 
 def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> Settings:

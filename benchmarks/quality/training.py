@@ -20,9 +20,9 @@ from benchmarks.quality.results import Result, check_recipe, kind_of_machine, pa
 from benchmarks.quality.scoring import forward_seconds, score_cases
 from wsiseg.errors import ConfigMismatch
 from wsiseg.files import to_json, write_whole
+from wsiseg.memory import keep_memory
 from wsiseg.models.facts import network_facts
 from wsiseg.models.importing import import_checkpoint
-from wsiseg.predict import keep_memory
 from wsiseg.training.loop import train
 from wsiseg.training.run import Run, read_run
 from wsiseg.training.watch import Silent

@@ -11,9 +11,10 @@ from torch import nn
 
 from wsiseg.errors import ManifestError
 from wsiseg.files import writing
+from wsiseg.memory import keep_memory
 from wsiseg.metrics import ConfusionMatrix
 from wsiseg.models.card import ModelCard
-from wsiseg.predict import execution_record, keep_memory, pick_device
+from wsiseg.predict import execution_record, pick_device
 from wsiseg.training.cases import Case, Cases, class_counts, open_cases
 from wsiseg.training.curves import LOG_EVERY
 from wsiseg.training.losses import Objective

@@ -31,6 +31,7 @@ def draft_card(run: Run, network: nn.Module) -> ModelCard:
         background=run.background,
         spacing=run.spacing,
         preprocessing=run.preprocessing,
+        mask_resampling=run.mask_resampling,
         windows=window_spec(network, ndim=len(run.axes)),
         training_data=run.card.training_data,
         licence=run.card.licence,

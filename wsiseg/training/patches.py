@@ -82,7 +82,7 @@ class PatchSampler:
     def draw(self, size: tuple[int, ...], rng: np.random.Generator) -> tuple[Case, Array, Indices]:
         """Pixels (C, *size) as read, stained or shaded otherwise, and their truth."""
         matrix = draw_matrix(self.run.augmentation, self.run.axes, rng)
-        case, index = self._focus(rng)
+        case, index = self.focus(rng)
         if index is None:
             centre = anywhere(case.shape, np.abs(matrix) @ np.array(size), rng)
         else:
@@ -95,25 +95,33 @@ class PatchSampler:
             values = vary_voxels(values, how.mri, rng)
         return case, values, truth
 
-    def _focus(self, rng: np.random.Generator) -> tuple[Case, int | None]:
+    def focus(self, rng: np.random.Generator) -> tuple[Case, int | None]:
         """A case, all with one chance, and the class that the patch is centred on, if on any."""
         if rng.random() >= self.run.patches.balanced:
             return self.cases[int(rng.integers(len(self.cases)))], None
         index = int(rng.choice(len(self._shares), p=self._shares))
-        having = self._having[index]
-        return having[int(rng.integers(len(having)))], index
+        return self.cases[int(rng.choice(len(self.cases), p=self._chances[index]))], index
 
     @cached_property
-    def _having(self) -> list[list[Case]]:
-        """The cases in which each class occurs."""
-        return [[c for c in self.cases if c.census.total[m.index]] for m in self.run.mask_classes]
+    def _counts(self) -> NDArray[np.int64]:
+        """Pixels of every class in every case, (K, cases)."""
+        return np.stack([case.census.total for case in self.cases], axis=1)
 
     @cached_property
     def _shares(self) -> NDArray[np.float64]:
         """How often each class is drawn; one that nobody labelled never."""
-        wanted = self.run.patches.class_shares or (1.0,) * len(self._having)
-        shares = np.array([w if cases else 0.0 for w, cases in zip(wanted, self._having, strict=True)])
-        return np.asarray(shares / shares.sum())
+        wanted = self.run.patches.class_shares or (1.0,) * len(self._counts)
+        return _to_sum_1(np.where(self._counts.any(axis=1), wanted, 0.0))
+
+    @cached_property
+    def _chances(self) -> dict[int, NDArray[np.float64]]:
+        """How often each case is drawn for a class; one that does not have it never."""
+        power = self.run.patches.case_power
+        return {
+            index: _to_sum_1(np.where(found > 0, found.astype(float) ** power, 0.0))
+            for index, found in enumerate(self._counts)
+            if found.any()
+        }
 
     def inputs(self, values: Array, stats: CaseStats | None, rng: np.random.Generator) -> Tensor:
         """What the network takes (C, *size), from pixels as read."""
@@ -121,6 +129,10 @@ class PatchSampler:
         made = apply(pixels, stats, self.run.preprocessing)[0]
         mri = self.run.augmentation.mri
         return made if mri is None else vary_inputs(made, mri, rng)
+
+
+def _to_sum_1(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.asarray(values / values.sum())
 
 
 def pieces(place: Region, smallest: int, rng: np.random.Generator) -> list[Region]:

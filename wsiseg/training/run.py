@@ -45,6 +45,10 @@ class Run(Section):
     )
     spacing: Spacing = Field(description="pixel size at which is trained; cases of another are resampled")
     preprocessing: Preprocessing = Field(description="from pixels to the network's input, as at inference")
+    mask_resampling: Literal["nearest", "scores"] = Field(
+        "nearest",
+        description="how a mask returns to another pixel size: nearest, or scores (mixed, then the highest)",
+    )
     out: Path = Field(Path(), description="folder for weights, card and log, relative to this file")
     data: Data = Field(description="the cases")
     patches: Patches = Field(default_factory=Patches, description="what a step sees")
@@ -127,8 +131,8 @@ class Run(Section):
         if self.axes == "yx":
             if self.channels != 3:
                 raise ValueError("preprocessing needs three means and three stds: pictures are RGB")
-            if self.preprocessing.statistics == "case":
-                raise ValueError("pictures take mean and std from the run file: statistics must be card")
+            if self.preprocessing.statistics == "case" and patches.glass_share:
+                raise ValueError("bare glass is of no case: take glass_share out, or set statistics: card")
         elif patches.glass_share or self.augmentation.quarter_turns or self.pretext:
             raise ValueError("glass_share, quarter_turns and pretext are for pictures (axes: yx)")
         wrong = self.augmentation.mri if self.axes == "yx" else self.augmentation.histology

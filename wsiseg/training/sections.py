@@ -43,6 +43,12 @@ class Patches(Section):
     class_shares: tuple[NonNegativeFloat, ...] | None = Field(
         None, description="how often each class is drawn for that, relative; null: all alike"
     )
+    case_power: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="cases are drawn by their pixels of that class to this power; 0: all alike",
+    )
     mosaic: bool = Field(
         False, description="patches made of pieces of several cases, so that what is near decides"
     )
@@ -61,7 +67,19 @@ class Histology(Section):
     """How H&E pixels are varied."""
 
     stain_jitter: float = Field(
-        0.0, ge=0, lt=1, description="largest relative change of the amounts of stain (HED)"
+        0.0, ge=0, lt=1, description="amounts of stain are multiplied by 1 - this, up to 1 / that; 0: none"
+    )
+    stain_vectors: tuple[Literal["ruifrok-hed", "ruifrok-he", "macenko-he"], ...] = Field(
+        ("ruifrok-hed",), min_length=1, description="colours of the stains; of several, one is drawn a patch"
+    )
+    stain_turn: float = Field(
+        0.0, ge=0, le=0.2, description="standard deviation added to the stains' unit vectors of density"
+    )
+    stain_offset: float = Field(
+        0.02, ge=0, le=1, description="optical density that is added to every stain, at most"
+    )
+    white_point: float = Field(
+        0.0, ge=0, le=1, description="optical density that is added to every channel, at most"
     )
     degraded: float = Field(
         0.5, ge=0, le=1, description="share of patches that are blurred, and, drawn anew, compressed"
