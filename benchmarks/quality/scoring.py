@@ -16,13 +16,12 @@ import wsiseg
 from benchmarks.quality.prepare import REPOSITORY, Cases, read_dots
 from benchmarks.quality.recipes import Benchmark
 from benchmarks.quality.results import CaseValues
-from wsiseg.geometry import relative_to
 from wsiseg.manifest import CaseRow, read_manifest
 from wsiseg.metrics import ConfusionMatrix
-from wsiseg.predict import NetworkPredictor
+from wsiseg.predict import NetworkPredictor, Outputs, Predictor
 from wsiseg.training.cases import Case, open_case
 from wsiseg.training.run import Run
-from wsiseg.training.validation import windows_of
+from wsiseg.training.validation import has_one_size, masks
 from wsiseg.volume_scores import volume_scores
 
 HELD_OUT, CROPS = "held out", "crops of another lab"
@@ -53,33 +52,42 @@ def score_cases(
     return found + (crops(run, predictor) if benchmark.kind == "dots" else [])
 
 
+class Among:
+    """A predictor that chooses among some classes only."""
+
+    def __init__(self, predictor: Predictor, classes: Sequence[int]) -> None:
+        self.card = predictor.card
+        self._predictor = predictor
+        self._others = [c.index for c in predictor.card.classes if c.index not in classes]
+
+    def __call__(self, images: Indices) -> Outputs:
+        outputs = self._predictor(images)
+        others = torch.tensor(self._others, dtype=torch.long, device=outputs.scores.device)
+        return Outputs(outputs.scores.index_fill(1, others, -torch.inf))
+
+
 def predicted(
     case: Case, predictor: NetworkPredictor, *, among: Sequence[int] | None = None
-) -> tuple[Indices, float]:
-    """The mask of a case, highest score `among` some classes (None: all), and the CPU seconds it took."""
+) -> tuple[Indices, Indices, float]:
+    """Truth and mask of a case, highest score `among` some classes (None: all), and the CPU seconds."""
     before = time.process_time()
-    model = predictor.for_case(case.stats)
-    mask = np.empty(case.shape, np.uint8)
-    one_size = hasattr(predictor.network, "input_size")
-    for window in windows_of(predictor.card, case.shape, one_size=one_size).windows():
-        values, _ = case.read(window.read)
-        scores = model(np.array(values, order="C")[None]).scores[0]  # (K, *window)
-        chosen = torch.arange(len(scores)) if among is None else torch.tensor(among)
-        best = chosen[scores[chosen].argmax(dim=0).cpu()].to(torch.uint8).numpy()
-        mask[window.core] = best[relative_to(window.core, window.read)]
-    return mask, time.process_time() - before
+    model: Predictor = predictor.for_case(case.stats)
+    if among is not None:
+        model = Among(model, among)
+    pieces = list(masks(model, case, one_size=has_one_size(predictor.network)))
+    truth, mask = (np.concatenate(parts) for parts in zip(*pieces, strict=True))
+    return truth, mask, time.process_time() - before
 
 
 def pixels(case: Case, predictor: NetworkPredictor) -> CaseValues:
     """Counts of the pixels of a picture."""
-    mask, spent = predicted(case, predictor)
-    _, truth = case.read(case.source.geometry.whole)
+    truth, mask, spent = predicted(case, predictor)
     return _counts(case.row, HELD_OUT, spent, truth, mask, num_classes=len(predictor.card.classes))
 
 
 def dots(case: Case, predictor: NetworkPredictor, *, root: Path) -> CaseValues:
     """Counts of the dots of a patch, by the mask's class at the pixel of each."""
-    mask, spent = predicted(case, predictor, among=TISSUE_AT_DOTS)
+    _, mask, spent = predicted(case, predictor, among=TISSUE_AT_DOTS)
     places, truth = read_dots(root, case.row.case)
     found = mask[places[:, 0], places[:, 1]]
     return _counts(case.row, HELD_OUT, spent, truth - 1, found - 1, num_classes=len(TISSUE_AT_DOTS))
@@ -95,8 +103,8 @@ def crops(run: Run, predictor: NetworkPredictor) -> list[CaseValues]:
     made = []
     for row in manifest.cases:
         case = open_case(eight, manifest, row)
-        mask, spent = predicted(case, predictor, among=AREAS)
-        truth = table[case.read(case.source.geometry.whole)[1]]
+        outlined, mask, spent = predicted(case, predictor, among=AREAS)
+        truth = table[outlined]
         truth[truth != 255] -= 1
         made.append(_counts(row, CROPS, spent, truth, mask - 1, num_classes=len(TISSUE_AT_DOTS)))
     return made
@@ -104,13 +112,12 @@ def crops(run: Run, predictor: NetworkPredictor) -> list[CaseValues]:
 
 def volumes(case: Case, predictor: NetworkPredictor) -> CaseValues:
     """Scores of every structure of a volume."""
-    mask, spent = predicted(case, predictor)
-    _, truth = case.read(case.source.geometry.whole)
+    truth, mask, spent = predicted(case, predictor)
     scores = volume_scores(
         truth,
         mask,
         classes=predictor.card.classes,
-        spacing_mm=case.source.geometry.spacing,
+        spacing_mm=case.grid.spacing,
         background=predictor.card.background,
     )
     rows = [

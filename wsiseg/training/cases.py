@@ -15,7 +15,7 @@ from wsiseg.annotations.labels import Indices, Labels
 from wsiseg.classes import VOID
 from wsiseg.errors import ManifestError, SourceError
 from wsiseg.files import fingerprint
-from wsiseg.geometry import Region, clip, region_shape, relative_to
+from wsiseg.geometry import Geometry, Region, clip, region_shape, relative_to
 from wsiseg.manifest import CaseRow, Manifest, read_manifest
 from wsiseg.models.card import sha256_of
 from wsiseg.preprocess import CaseStats, fit
@@ -47,11 +47,15 @@ class ResampledLabels:
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """A case on the run's grid; without `labels` where nobody has drawn any."""
+    """A case on the run's grid; without labels where nobody has drawn any.
+
+    `given` are they as drawn, on the `grid` of the file.
+    """
 
     row: CaseRow
     source: Source
-    labels: Labels | None
+    grid: Geometry
+    given: Labels | None
     stats: CaseStats | None
     census: Census
     diagnosis: int | None
@@ -62,6 +66,13 @@ class Case:
     def shape(self) -> tuple[int, ...]:
         """Pixels per axis."""
         return self.source.geometry.shape
+
+    @cached_property
+    def labels(self) -> Labels | None:
+        """What was drawn, on the run's grid."""
+        if self.given is None or self.given.shape == self.shape:
+            return self.given
+        return ResampledLabels(self.given, self.shape)
 
     @cached_property
     def _held(self) -> tuple[Array, Indices] | None:
@@ -88,6 +99,10 @@ class Case:
         """Class indices of a region inside the image; some of their pixels may not be readable."""
         assert self.labels is not None
         return self.labels.read(inside) if self._held is None else self._held[1][inside]
+
+    def has_labels(self, region: Region) -> bool:
+        """True where some pixel of a region of the run's grid is labelled."""
+        return bool((self.truth(clip(region, self.shape)) != VOID).any())
 
     def read(self, region: Region) -> tuple[Array, Indices]:
         """Pixels (C, *region) as in the file and truth (*region); outside of the image truth is VOID."""
@@ -192,17 +207,21 @@ def open_case(run: Run, manifest: Manifest, row: CaseRow) -> Case:
         source.check()
     choice = _on_grid(run, source, row)
     own = at_level(choice, choice.level)
-    labels = None if run.pretext else _labels(run, manifest, row, source, choice)
+    given = None if run.pretext else _labels(run, manifest, row, source)
     count = len(run.mask_classes)
-    return Case(
+    case = Case(
         row=row,
         source=own,
-        labels=labels,
+        grid=source.geometry,
+        given=given,
         stats=fit(own, run.preprocessing),
-        census=take_census(labels, num_classes=count) if labels else Census.empty(count),
+        census=Census.empty(count),
         diagnosis=_diagnosis(run, row),
-        fingerprint=" ".join(_identify(manifest, row, with_truth=labels is not None)),
+        fingerprint=" ".join(_identify(manifest, row, with_truth=given is not None)),
     )
+    if case.labels is None:
+        return case
+    return dataclasses.replace(case, census=take_census(case.labels, num_classes=count))
 
 
 def _identify(manifest: Manifest, row: CaseRow, *, with_truth: bool) -> Iterator[str]:
@@ -232,17 +251,15 @@ def _on_grid(run: Run, source: Source, row: CaseRow) -> LevelChoice:
         ) from None
 
 
-def _labels(run: Run, manifest: Manifest, row: CaseRow, source: Source, choice: LevelChoice) -> Labels:
+def _labels(run: Run, manifest: Manifest, row: CaseRow, source: Source) -> Labels:
     if row.annotation is None:
         raise ManifestError(f"case {row.case!r} has no annotation; training needs one for each case")
-    labels = open_truth(
+    return open_truth(
         manifest.resolve(row.annotation),
         geometry=source.geometry,
         classes=run.mask_classes,
         native=source.native if isinstance(source, VolumeSource) else None,
     )
-    shape = choice.geometry.shape
-    return labels if labels.shape == shape else ResampledLabels(labels, shape)
 
 
 def _diagnosis(run: Run, row: CaseRow) -> int | None:

@@ -11,17 +11,20 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from wsiseg.classes import VOID
-from wsiseg.geometry import region_shape, relative_to
+from wsiseg.execute.base import rows_for, to_level0
+from wsiseg.execute.windowed import Windowed
 from wsiseg.metrics import ConfusionMatrix, Scores, score
 from wsiseg.models.card import ModelCard
-from wsiseg.predict import NetworkPredictor
+from wsiseg.predict import NetworkPredictor, Predictor
+from wsiseg.sources.cached import CachedSource
 from wsiseg.training.cases import Case
 from wsiseg.training.run import Run
-from wsiseg.windows import Window, WindowPlan
+from wsiseg.windows import WindowPlan, slabs
 
 WHOLE_PX = 1 << 22
 """A case of at most so many pixels goes through in one piece, if the network takes any size."""
+PIECE_PX = 1 << 22
+"""Of a mask, that are compared at a time."""
 CORE, HALO = {2: 512, 3: 64}, {2: 64, 3: 32}
 """Windows of larger cases, pixels, by number of axes."""
 
@@ -43,35 +46,42 @@ def confusion_on(
 ) -> list[ConfusionMatrix]:
     """Confusion of a network on each whole case; pixels without a label count nowhere."""
     predictor = NetworkPredictor(card, network.eval(), device=device)
-    return [_confusion(predictor.for_case(case.stats), case, card) for case in cases]
+    return [_confusion(predictor, case) for case in cases]
 
 
-def _confusion(predictor: NetworkPredictor, case: Case, card: ModelCard) -> ConfusionMatrix:
-    total = ConfusionMatrix.empty(len(card.classes))
-    for truth, mask in _masks(predictor, case, card):
-        total += ConfusionMatrix.of(truth=truth, prediction=mask, num_classes=len(card.classes))
-    return total
+def _confusion(predictor: NetworkPredictor, case: Case) -> ConfusionMatrix:
+    count = len(predictor.card.classes)
+    pieces = masks(predictor.for_case(case.stats), case, one_size=has_one_size(predictor.network))
+    matrices = [ConfusionMatrix.of(truth=truth, prediction=mask, num_classes=count) for truth, mask in pieces]
+    return total_of(matrices, num_classes=count)
 
 
-def _masks(
-    predictor: NetworkPredictor, case: Case, card: ModelCard
+def has_one_size(network: nn.Module) -> bool:
+    """True of a network that takes windows of one size only."""
+    return hasattr(network, "input_size")
+
+
+def masks(
+    predictor: Predictor, case: Case, *, one_size: bool = False
 ) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.uint8]]]:
-    """Truth and mask of every core that has a label."""
-    one_size = hasattr(predictor.network, "input_size")
-    for window in windows_of(card, case.shape, one_size=one_size).windows():
-        _, truth = case.read(window.core)
-        if (truth == VOID).all():
-            continue
-        yield truth, _mask(predictor, case, window)
+    """Truth and mask (rows, ...) on the grid of the annotation, piece by piece, as `segment` makes masks.
 
-
-def _mask(predictor: NetworkPredictor, case: Case, window: Window) -> NDArray[np.uint8]:
-    values, _ = case.read(window.read)
-    scores = predictor(np.array(values, order="C")[None]).scores[0]  # (K, *window)
-    inside = relative_to(window.core, window.read)
-    mask: NDArray[np.uint8] = scores.argmax(dim=0)[inside].to(torch.uint8).cpu().numpy()
-    assert mask.shape == region_shape(window.core)
-    return mask
+    Where nothing is labelled near, the mask means nothing.
+    """
+    card, truth, from_shape = predictor.card, case.given, case.shape
+    assert truth is not None
+    shape = truth.shape
+    by_scores = card.mask_resampling == "scores" and shape != from_shape
+    executor = Windowed(predictor, windows_of(card, from_shape, one_size=one_size), scores=by_scores)
+    with CachedSource(case.source) as source:
+        rows = executor.run(source, first_row=0, wanted=case.has_labels)
+        pieces = slabs(shape[0], rows=max(1, PIECE_PX // math.prod(shape[1:])))
+        made = to_level0(rows, pieces, shape=shape, from_shape=from_shape, scores=by_scores)
+        for slab, mask in made:
+            yield truth.read((slab.rows, *(slice(0, n) for n in shape[1:]))), mask
+            below = slice(min(slab.rows.stop, shape[0] - 1), shape[0])
+            needed = rows_for(below, size=shape[0], from_size=from_shape[0], scores=by_scores)
+            source.forget(before=executor.first_row_read(needed.start))
 
 
 def total_of(matrices: Sequence[ConfusionMatrix], *, num_classes: int) -> ConfusionMatrix:

@@ -1,0 +1,64 @@
+"""The figures on a card are those that `segment` and `evaluate` would give for the same cases."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import wsiseg
+from tests.training_data import pictures, volumes
+from wsiseg.metrics import ConfusionMatrix
+from wsiseg.models.registry import load_card, load_network
+from wsiseg.training.cases import open_cases
+from wsiseg.training.loop import train
+from wsiseg.training.validation import confusion_on, masks
+
+
+@pytest.mark.parametrize("resampling", ["nearest", "scores"])
+@pytest.mark.parametrize("spacing", [0.5, 0.8])
+def test_pictures_are_scored_on_their_own_pixels(tmp_path: Path, spacing: float, resampling: str) -> None:
+    how = {"spacing": {"value": spacing}, "mask_resampling": resampling}
+    run = pictures(tmp_path, splits="tv", **how)
+    path = train(run)
+    case = open_cases(run).validation[0]
+    assert (case.shape == case.grid.shape) == (spacing == 0.5)
+    report = wsiseg.segment(
+        tmp_path / case.row.path, tmp_path / "mask", path,
+        mpp=0.5, tissue_filter=False, executor="windowed", core=64, halo=0, image="none",
+    )  # fmt: skip
+    mask = np.asarray(wsiseg.open_store(report.store).mask()[:])
+    assert case.given is not None
+    truth = case.given.read(case.grid.whole)
+    expected = ConfusionMatrix.of(truth=truth, prediction=mask, num_classes=5)
+
+    card = load_card(path)
+    assert card.mask_resampling == resampling
+    found = confusion_on(load_network(path), [case], card=card, device=torch.device("cpu"))[0]
+    np.testing.assert_array_equal(found.counts, expected.counts)
+    assert found.counts.sum() == truth.size
+    assert card.quality["validation"]["pixels"] == truth.size
+    assert card.quality["validation"]["pixel accuracy"] == pytest.approx(
+        np.trace(expected.counts) / truth.size, abs=1e-4
+    )
+
+
+def test_volumes_are_scored_on_their_own_voxels_in_pieces(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finer = {"value": [0.5, 0.5, 0.5], "unit": "millimeter"}
+    run = volumes(tmp_path, data={"allow_upsampling": True}, spacing=finer, mask_resampling="scores")
+    path = train(run)
+    case = open_cases(run).train[0]
+    assert case.shape == tuple(2 * n for n in case.grid.shape)
+    predictor = wsiseg.load_predictor(path, "cpu").for_case(case.stats)
+    whole = list(masks(predictor, case))
+    assert [truth.shape for truth, _ in whole] == [case.grid.shape]
+    monkeypatch.setattr("wsiseg.training.validation.PIECE_PX", 4 * case.grid.shape[1] * case.grid.shape[2])
+    pieces = list(masks(predictor, case))
+    assert len(pieces) > 2
+    for index in (0, 1):
+        joined = np.concatenate([piece[index] for piece in pieces])
+        np.testing.assert_array_equal(joined, whole[0][index])
