@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
 from benchmarks.quality import results, training
@@ -17,10 +18,14 @@ from benchmarks.quality.figures import (
 )
 from benchmarks.quality.intervals import Interval
 from benchmarks.quality.page import section
-from benchmarks.quality.recipes import Benchmark, Claim
+from benchmarks.quality.recipes import Benchmark, Claim, Shipped
 from benchmarks.quality.results import CaseValues, Result
+from benchmarks.quality.shipping import ship
 from benchmarks.quality.training import Meter, Place, measure
-from wsiseg.errors import ConfigMismatch
+from wsiseg.errors import ConfigMismatch, UsageError
+from wsiseg.models.registry import load_card, load_network
+from wsiseg.training.run import read_run
+from wsiseg.training.sections import CardText
 
 SETTINGS: dict[str, Any] = {
     "classes": [
@@ -195,3 +200,40 @@ def test_the_page_says_what_was_found_and_what_was_not(tmp_path: Path) -> None:
     assert "Not measured: In one (`one`); In two (`two`); the rest." in said
     assert "| not measured |" in said
     assert "0.429" not in said
+
+
+def test_a_training_is_shipped_with_what_was_measured(data: Path, tmp_path: Path) -> None:
+    there = place(data, tmp_path)
+    text = CardText(training_data="noise", licence="none", intended_use="test", limits=("all",))
+    how = Shipped(entry="two", seed=1, data={"manifest": "../m.csv", "root": "../there"}, card=text)
+    benchmark = tiny().model_copy(update={"ship": {"fine": how}})
+    zoo = tmp_path / "zoo"
+    zoo.mkdir()
+    with pytest.raises(UsageError, match="with seed 1, is not measured yet"):
+        ship(benchmark, "fine", place=there, zoo=zoo)
+    result = stored(measure(tiny(), "two", seed=1, place=there))
+    other = stored(measure(tiny(), "two", seed=2, place=there))
+    with pytest.raises(UsageError, match="ships no 'coarse'; it ships fine"):
+        ship(benchmark, "coarse", place=there, zoo=zoo)
+    path = ship(benchmark, "fine", place=there, zoo=zoo)
+
+    card, network = load_card(path), load_network(path)
+    trained = load_network(there.work / "tiny" / "tiny-two-1" / "tiny-two-1.json")
+    for name, value in network.state_dict().items():
+        np.testing.assert_array_equal(value.numpy(), trained.state_dict()[name].numpy())
+    assert (card.name, card.licence, card.limits) == ("fine", "none", ("all",))
+    figure = next(f for f in figures_of(benchmark) if f.name == "mean IoU")
+    found = measure_figure([result], figure)
+    assert card.quality["mean IoU"].startswith(f"{found.interval.value:.4f} [{found.interval.low:.4f}, ")
+    assert card.quality["held-out cases"] == 3
+    assert card.quality["training"]["steps"] == 3
+    main = figures_of(benchmark)[0]
+    seeds = [measure_figure([r], main).interval.value for r in (result, other)]
+    assert card.quality["other trainings"].endswith(f"seeds 1, 2: {seeds[0]:.3f}, {seeds[1]:.3f}")
+
+    first, last = (yaml.safe_load((zoo / f"{name}.run.yaml").read_text()) for name in ("fine-1", "fine"))
+    assert (first["name"], last["name"], last["out"]) == ("fine-1", "fine", "../../build/fine")
+    assert "start" not in first or first["start"] is None
+    assert last["start"]["card"] == "../../build/fine/fine-1.json"
+    assert last["data"]["root"] == "../there"
+    read_run(zoo / "fine.run.yaml")

@@ -1,6 +1,7 @@
 """Train and score the entries of a benchmark one after the other, or write the page of all results.
 
     python -m benchmarks.quality NAME --work FOLDER [--seeds 0 1 2] [--only ENTRY ...] [--threads 1]
+    python -m benchmarks.quality NAME --work FOLDER --ship MODEL
     python -m benchmarks.quality page
 
 What is finished leaves a file in docs/benchmarks and is not run again; what was killed goes on where it was.
@@ -17,7 +18,9 @@ import wsiseg
 from benchmarks.quality import recipes, results
 from benchmarks.quality.page import write_page
 from benchmarks.quality.prepare import SHARED
+from benchmarks.quality.shipping import ship
 from benchmarks.quality.training import Place, measure
+from wsiseg.models.registry import ZOO
 
 
 def options(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -34,6 +37,7 @@ def options(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--device", default="cpu", help="cpu, or cuda: then no state is the same to the bit")
     parser.add_argument("--shared", type=Path, default=SHARED, help="folder that has data and fixtures")
     parser.add_argument("--results", type=Path, default=results.FOLDER)
+    parser.add_argument("--ship", metavar="MODEL", help="write a trained model of the benchmark into the zoo")
     parser.add_argument("--patches", type=int, help="another budget, for a trial")
     given = parser.parse_args(arguments)
     if given.name != "page" and given.work is None:
@@ -53,6 +57,9 @@ def run(given: argparse.Namespace) -> None:
     if unknown:
         raise SystemExit(f"{given.name} has no entry {unknown[0]!r}; it has {', '.join(benchmark.entries)}")
     place = Place(given.work, given.shared, given.results, given.threads, given.device)
+    if given.ship is not None:
+        print(ship(benchmark, given.ship, place=place, zoo=ZOO))
+        return
     for seed in given.seeds:
         for entry in wanted:
             path = measure(benchmark, entry, seed=seed, place=place)

@@ -10,6 +10,8 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
+from wsiseg.training.sections import CardText
+
 RUNS = Path(__file__).parent / "runs"
 Settings = dict[str, Any]
 
@@ -44,6 +46,15 @@ class Claim(_Frozen):
     more_than: float = Field(description="bound of the figure, or of the difference between both entries")
 
 
+class Shipped(_Frozen):
+    """A training whose weights are shipped."""
+
+    entry: str
+    seed: int
+    data: Settings = Field(description="manifest and root as a user has them, relative to the zoo")
+    card: CardText
+
+
 class Benchmark(_Frozen):
     """Entries trained from the same patches and scored on the same held-out cases."""
 
@@ -57,6 +68,7 @@ class Benchmark(_Frozen):
     run: Settings
     entries: dict[str, Entry]
     claims: tuple[Claim, ...] = ()
+    ship: dict[str, Shipped] = Field({}, description="models by name that come of it")
     open: tuple[str, ...] = Field((), description="what is not measured, one sentence each")
 
     @property

@@ -124,12 +124,18 @@ def measure(benchmark: Benchmark, entry: str, *, seed: int, place: Place) -> Pat
     return write(result, place.results)
 
 
+def stage_name(benchmark: Benchmark, entry: str, seed: int, *, number: int) -> str:
+    """Name of the training of an entry that is its `number`th; of the last one without the number."""
+    last = number == len(benchmark.recipe(entry))
+    return f"{benchmark.name}-{entry}-{seed}" + ("" if last else f"-{number}")
+
+
 def _train_all(benchmark: Benchmark, entry: str, *, seed: int, cases: Cases, place: Place) -> list[Trained]:
     """The trainings of an entry, each from the weights of the one before."""
     trained: list[Trained] = []
     recipe = benchmark.recipe(entry)
     for number, stage in enumerate(recipe, start=1):
-        name = f"{benchmark.name}-{entry}-{seed}" + (f"-{number}" if number < len(recipe) else "")
+        name = stage_name(benchmark, entry, seed, number=number)
         settings = dict(stage)
         checkpoint = settings.pop("checkpoint", None)
         start = imported(checkpoint, place) if checkpoint else trained[-1].card if trained else None
