@@ -41,12 +41,13 @@ def test_the_shipped_model_is_streamed_unless_told_otherwise(card: ModelCard) ->
     assert chosen.keys() == {"executor", "band"}
     assert choose(card, exact=True) == choose(card, executor="streaming") == chosen
     assert choose(card, executor="windowed") == {
-        "executor": "windowed", "core": [1024, 1024], "halo": [32, 32], "taper": 0, "batch": 1,
+        "executor": "windowed", "core": [1000, 1000], "halo": [32, 32], "window": [1064, 1064],
+        "taper": 0, "batch": 1,
     }  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    ("option", "value"), [("core", 512), ("halo", 64), ("halo", 0), ("taper", 8), ("batch", 3)]
+    ("option", "value"), [("core", 400), ("halo", 64), ("halo", 0), ("taper", 8), ("batch", 3)]
 )
 def test_a_setting_of_windows_means_windows_and_says_so(card: ModelCard, option: str, value: int) -> None:
     asked: dict[str, Any] = {option: value}
@@ -182,7 +183,7 @@ def test_windows_have_the_halo_that_was_asked_for_measured_or_exact(card: ModelC
     for given, options, halo in table:
         plan = window_plan(given, SegmentConfig(**options), (3000, 900))
         assert plan.halo == (halo, halo)
-        assert plan.core == (1024, 904)
+        assert plan.core == (1000, 904)
     with pytest.raises(UsageError, match="--exact needs a halo of 784 pixels, 16 was asked for"):
         window_plan(card, SegmentConfig(exact=True, halo=16), (3000, 900))
 

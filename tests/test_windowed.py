@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from tests.conftest import BitsPredictor, array_source, card_of, random_image
 from wsiseg.classes import VOID
 from wsiseg.execute.base import Rows, to_level0
-from wsiseg.execute.windowed import Windowed, one_window_shape
+from wsiseg.execute.windowed import Windowed, balanced_core
 from wsiseg.geometry import Region
 from wsiseg.models.layers import CONV
 from wsiseg.predict import NetworkPredictor, Outputs
@@ -200,8 +200,14 @@ def test_rows_reach_level_0_by_pixel_centres_for_any_slab_and_piece(
         np.testing.assert_array_equal(mask, expected[part.rows])
 
 
-def test_a_core_is_no_larger_than_the_image_needs() -> None:
-    assert one_window_shape((384, 5000, 9), core=1024, stride=8) == (384, 1024, 16)
+def test_cores_share_the_image_evenly_and_are_no_larger_than_asked_for() -> None:
+    for n in range(1, 60):
+        (core,) = balanced_core((n,), core=16, stride=4)
+        assert core <= 16
+        assert core % 4 == 0
+        assert -(-n // core) == -(-n // 16)  # no more windows than with the largest core
+        assert core * -(-n // 16) - n < 4 * -(-n // 16)  # less than a stride too many in each
+    assert balanced_core((384, 5000, 9), core=1024, stride=8) == (384, 1000, 16)
 
 
 def test_a_taper_that_does_not_fit_is_refused() -> None:

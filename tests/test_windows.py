@@ -93,3 +93,41 @@ def test_slabs_partition_the_rows_in_order(height: int, rows: int) -> None:
     assert [piece.index for piece in pieces] == list(range(len(pieces)))
     with pytest.raises(ValueError, match="at least one row"):
         slabs(height, rows=0)
+
+
+@given(
+    size=st.integers(1, 90), core=st.integers(1, 6), halo=st.integers(0, 12), stride=st.sampled_from([1, 4])
+)
+@settings(max_examples=200, deadline=None)
+def test_windows_inside_see_every_core_with_its_halo_and_nothing_beyond(
+    size: int, core: int, halo: int, stride: int
+) -> None:
+    end = -(-size // stride) * stride
+    sizes = {"shape": (size,), "core": (min(core * stride, end),), "halo": (halo * stride,), "stride": stride}
+    beyond = WindowPlan(**sizes)  # type: ignore[arg-type]
+    for where in ("inside", "smaller"):
+        plan = WindowPlan(**sizes, at_borders=where)  # type: ignore[arg-type]
+        (length,) = plan.window_shape
+        assert length % stride == 0
+        assert length <= beyond.window_shape[0]
+        reads = []
+        for window, as_before in zip(plan.windows(), beyond.windows(), strict=True):
+            (read,), (core_part,) = window.read, window.core
+            assert core_part == as_before.core[0]
+            assert read.stop - read.start == length
+            assert read.start % stride == 0
+            assert read.start <= max(core_part.start - halo * stride, 0)
+            assert read.stop >= min(core_part.stop + halo * stride, size)
+            if where == "smaller":
+                assert 0 <= read.start <= read.stop <= end
+            assert plan.first_read(window.index[0]) == read.start
+            reads.append(read.start)
+        assert reads == sorted(reads)
+
+
+def test_two_windows_a_side_have_one_halo_each_and_one_has_none() -> None:
+    def shape(*sides: int) -> tuple[int, ...]:
+        core = tuple(min(16, n) for n in sides)
+        return WindowPlan(shape=sides, core=core, halo=(4,) * len(sides), at_borders="smaller").window_shape
+
+    assert shape(16, 17, 32, 33, 18) == (16, 17, 20, 24, 18)

@@ -41,7 +41,7 @@ class SegmentConfig(BaseModel):
         "none",
         description="mirrored (and in a plane turned) views of a window, whose probabilities are averaged",
     )
-    core: int | None = Field(None, gt=0, description="kept part of a window, pixels per axis")
+    core: int | None = Field(None, gt=0, description="kept part of a window, pixels per axis, at most")
     halo: int | None = Field(None, ge=0, description="context round the core, pixels per axis")
     batch: int = Field(1, ge=1, le=4096, description="windows per forward pass")
     readers: int = Field(2, ge=1, le=256, description="threads that read ahead")

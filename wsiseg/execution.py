@@ -14,14 +14,14 @@ from wsiseg.errors import ModelError, UsageError
 from wsiseg.execute.base import Executor
 from wsiseg.execute.schedule import Schedule, make_schedule, memory_bytes
 from wsiseg.execute.streaming import Streaming, padded, streaming_settings
-from wsiseg.execute.windowed import Windowed, one_window_shape, window_settings
+from wsiseg.execute.windowed import Windowed, balanced_core, window_settings
 from wsiseg.graph.network import NetworkGraph
 from wsiseg.memory import free_memory_bytes
-from wsiseg.models.card import ModelCard, check_size
+from wsiseg.models.card import ModelCard, WindowSpec, check_size
 from wsiseg.models.foreign import in_short
 from wsiseg.models.registry import structure
 from wsiseg.predict import NetworkPredictor
-from wsiseg.windows import WindowPlan, check_taper
+from wsiseg.windows import AtBorders, WindowPlan, check_taper
 
 logger = logging.getLogger(__name__)
 
@@ -47,16 +47,28 @@ def window_plan(card: ModelCard, config: SegmentConfig, shape: tuple[int, ...]) 
     side = config.core or windows.core
     try:
         if windows.size is None:
-            core = one_window_shape(shape, core=side, stride=windows.output_stride)
+            core = balanced_core(shape, core=side, stride=windows.output_stride)
         else:  # small images are padded: the network knows no other size
             check_size(windows.size, core=side, halo=halo)
             core = (side,) * len(shape)
-        plan = WindowPlan(shape=shape, core=core, halo=(halo,) * len(shape), stride=windows.output_stride)
+        plan = WindowPlan(
+            shape=shape,
+            core=core,
+            halo=(halo,) * len(shape),
+            stride=windows.output_stride,
+            at_borders=_at_borders(windows),
+        )
         check_taper(plan, taper_of(card, config))
         _check_scores(card, config, plan)
     except ValueError as err:
         raise UsageError(str(err)) from None
     return plan
+
+
+def _at_borders(windows: WindowSpec) -> AtBorders:
+    if windows.output_region is not None:  # what lies at a window's own border gets no score
+        return "beyond"
+    return "smaller" if windows.size is None else "inside"
 
 
 def _halo(card: ModelCard, config: SegmentConfig) -> int:
@@ -199,7 +211,7 @@ def try_execution(execution: dict[str, Any], predictor: NetworkPredictor) -> Non
     """
     if execution["executor"] == "streaming":
         return
-    sides = [c + 2 * h for c, h in zip(execution["core"], execution["halo"], strict=True)]
+    sides = execution["window"]
     images = np.zeros((execution["batch"], predictor.card.channels, *sides), np.uint8)
     try:
         predictor(images)

@@ -73,11 +73,6 @@ def region_shape(region: Region) -> tuple[int, ...]:
     return tuple(max(0, s.stop - s.start) for s in region)
 
 
-def expand(region: Region, by: Sequence[int]) -> Region:
-    """The region grown on both sides of each axis."""
-    return tuple(slice(s.start - n, s.stop + n) for s, n in zip(region, by, strict=True))
-
-
 def clip(region: Region, shape: Sequence[int]) -> Region:
     """The part of the region inside a grid of `shape`, empty (start == stop) where there is none."""
     clipped = []

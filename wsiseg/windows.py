@@ -10,11 +10,12 @@ import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from wsiseg.geometry import Region, clip, expand
+from wsiseg.geometry import Region, clip
 
 
 @dataclass(frozen=True)
@@ -26,18 +27,25 @@ class Window:
     core: Region
 
 
+AtBorders = Literal["beyond", "inside", "smaller"]
+
+
 @dataclass(frozen=True)
 class WindowPlan:
     """Windows of `core` + 2 x `halo` pixels over an image of `shape`, one entry per axis.
 
     With `stride`, the network's output stride, cores and halos must be multiples of it: a window
-    that starts off the network's grid of features gives another mask. Raises ValueError.
+    that starts off the network's grid of features gives another mask. At the borders of the image windows
+    reach "beyond" them; or they are moved "inside", where the image (up to its next stride) is as large as
+    a window; or moved and "smaller", with no more pixels than it takes to see a halo round each core. The
+    last give a network the borders that one pass over the whole has. Raises ValueError.
     """
 
     shape: tuple[int, ...]
     core: tuple[int, ...]
     halo: tuple[int, ...]
     stride: int = 1
+    at_borders: AtBorders = "beyond"
 
     def __post_init__(self) -> None:
         if not len(self.shape) == len(self.core) == len(self.halo):
@@ -60,7 +68,17 @@ class WindowPlan:
     @property
     def window_shape(self) -> tuple[int, ...]:
         """Pixels that every window reads, per axis."""
-        return tuple(c + 2 * h for c, h in zip(self.core, self.halo, strict=True))
+        shape = []
+        for core, halo, count, end in zip(self.core, self.halo, self.grid, self._ends, strict=True):
+            halos = min(2, count - 1) if self.at_borders == "smaller" else 2
+            size = core + halos * halo
+            shape.append(min(size, end) if self.at_borders == "smaller" else size)
+        return tuple(shape)
+
+    @property
+    def _ends(self) -> tuple[int, ...]:
+        """Where a pass over the whole image would end, per axis: a whole number of strides."""
+        return tuple(-(-n // self.stride) * self.stride for n in self.shape)
 
     def __len__(self) -> int:
         return math.prod(self.grid)
@@ -68,7 +86,19 @@ class WindowPlan:
     def window(self, index: tuple[int, ...]) -> Window:
         """The window at a place of the grid."""
         core = tuple(slice(i * c, (i + 1) * c) for i, c in zip(index, self.core, strict=True))
-        return Window(index=index, read=expand(core, self.halo), core=clip(core, self.shape))
+        sides = zip(core, self.halo, self.window_shape, self._ends, strict=True)
+        read = tuple(self._read(part, halo, size, end) for part, halo, size, end in sides)
+        return Window(index=index, read=read, core=clip(core, self.shape))
+
+    def _read(self, core: slice, halo: int, size: int, end: int) -> slice:
+        start = core.start - halo
+        if self.at_borders != "beyond" and size <= end:
+            start = min(max(start, 0), end - size)
+        return slice(start, start + size)
+
+    def first_read(self, number: int) -> int:
+        """First row that the windows of a row read."""
+        return int(self.window((number, *(0 for _ in self.core[1:]))).read[0].start)
 
     def row(self, number: int) -> list[Window]:
         """All windows whose cores share one stretch of the first axis."""

@@ -45,7 +45,7 @@ class Windowed:
         return max(0, row - self._taper) // self._plan.core[0]
 
     def first_row_read(self, row: int) -> int:
-        return self._first_number(row) * self._plan.core[0] - self._plan.halo[0]
+        return self._plan.first_read(self._first_number(row))
 
     def run(self, source: CachedSource, *, first_row: int, wanted: Wanted) -> Iterator[Rows]:
         first, count = self._first_number(first_row), self._plan.grid[0]
@@ -199,13 +199,15 @@ class Stitcher:
         self._void = kept
 
 
-def one_window_shape(shape: Sequence[int], *, core: int, stride: int) -> tuple[int, ...]:
-    """Cores of at most `core` pixels an axis, no larger than the image needs.
+def balanced_core(shape: Sequence[int], *, core: int, stride: int) -> tuple[int, ...]:
+    """Cores of at most `core` pixels an axis, all of one size: no window lies half outside of the image.
 
-    >>> one_window_shape((100, 5000), core=1024, stride=8)
-    (104, 1024)
+    >>> balanced_core((100, 5000), core=1024, stride=8)
+    (104, 1000)
     """
-    return tuple(min(core, -(-n // stride) * stride) for n in shape)
+    counts = (-(-n // core) for n in shape)
+    sizes = zip(shape, counts, strict=True)
+    return tuple(min(core, -(-n // (count * stride)) * stride) for n, count in sizes)
 
 
 def window_settings(plan: WindowPlan, *, taper: int, batch: int) -> dict[str, Any]:
@@ -214,6 +216,7 @@ def window_settings(plan: WindowPlan, *, taper: int, batch: int) -> dict[str, An
         "executor": "windowed",
         "core": list(plan.core),
         "halo": list(plan.halo),
+        "window": list(plan.window_shape),
         "taper": taper,
         "batch": batch,
     }

@@ -208,6 +208,11 @@ class ESPNet3D(nn.Module):
         scores = self.head(self.refine(self.trunk(image)))  # (B, C, *inner)
         return F.interpolate(scores, size=size, mode=LINEAR[len(size)], align_corners=self.align_corners)
 
+    @property
+    def window_stride(self) -> int | None:
+        """Windows of any sides that are multiples of this are taken as they are; None: of one size only."""
+        return 8 if isinstance(self.working_size, str) else None
+
     def _inner_size(self, size: Sequence[int]) -> tuple[int, ...]:
         """The size at which a volume is computed. Raises ValueError where the network cannot."""
         if self.training or self.working_size == "rounded":
