@@ -24,6 +24,13 @@ from wsiseg.windows import WindowPlan
 BINS = 4096
 """Of the histogram from which percentiles are read, between the lowest and the highest value."""
 
+GLASS = 220
+"""A pixel that is as bright in every channel (optical density below 0.15) has no stain.
+
+Source: Macenko et al., A method for normalizing histology slides for quantitative analysis, ISBI 2009, whose
+threshold it is.
+"""
+
 
 class CaseStats(BaseModel):
     """What is subtracted and what is divided by, per channel (file order); kept in the case's ledger.
@@ -117,6 +124,8 @@ def _values(
             continue
         pixels = source.read(window.core)
         channels = pixels.values[:, pixels.valid]  # (C, n)
+        if spec.foreground == "stained":
+            channels = channels[:, (channels < GLASS).any(axis=0)]
         yield [v[v != 0] if spec.foreground == "nonzero" else v for v in channels]
 
 

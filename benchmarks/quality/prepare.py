@@ -14,10 +14,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from scipy import ndimage
 from scipy.spatial import KDTree
+from skimage.morphology import remove_small_objects
 
 from wsiseg.errors import ManifestError
 from wsiseg.files import write_whole
+from wsiseg.preprocess import GLASS
 
 REPOSITORY = Path(__file__).parents[2]
 SHARED = REPOSITORY.parent / "shared"
@@ -25,6 +28,10 @@ VOID = 255
 COLUMNS = ("case", "path", "sha256", "patient", "split", "annotation", "mpp", "licence")
 DISC_PX = 6.0
 """3 µm: as far from a dot the pixels are surely of its cell."""
+SMOOTH = 4.0
+"""Standard deviation within a few pixels below which nothing is there: pale fibres have more."""
+SMALLEST_GLASS_PX = 400
+"""100 µm²: smaller white places are gaps between cells."""
 BREAST_SPLITS = {"train": "train", "val": "validation", "test": "test"}
 
 
@@ -81,7 +88,7 @@ def tissue(data: Path, folder: Path) -> Cases:
 
 
 def breast(data: Path, folder: Path) -> Cases:
-    """Patches by `split_patient_safe`, with a mask of discs round the dots."""
+    """Patches by `split_patient_safe`, with a mask of discs round the dots, and of what has no stain."""
     root = present(data / "brca-m2c", "index.csv")
     rows = []
     for row in csv.DictReader((root / "index.csv").read_text(encoding="utf-8").splitlines()):
@@ -92,7 +99,9 @@ def breast(data: Path, folder: Path) -> Cases:
             shutil.copyfile(root / "images" / name, image)
         if not mask.is_file():
             size = int(row["height"]), int(row["width"])
-            write_whole(mask, png(discs(*read_dots(root, Path(name).stem), size=size)))
+            truth = discs(*read_dots(root, Path(name).stem), size=size)
+            truth[(truth == VOID) & glass(np.asarray(Image.open(image).convert("RGB")))] = 0
+            write_whole(mask, png(truth))
         rows.append(
             {
                 "case": Path(name).stem,
@@ -134,6 +143,16 @@ def discs(
     distance, nearest = KDTree(places).query(pixels)
     mask = np.where(distance <= radius_px, classes[nearest], VOID).astype(np.uint8)
     return mask.reshape(size)
+
+
+def glass(rgb: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """Pixels (y, x) of an image (y, x, 3) in bright and smooth places that are larger than a cell."""
+    values = rgb.astype(np.float32)
+    smooth = ndimage.gaussian_filter(values, (3, 3, 0))
+    rough = ndimage.gaussian_filter(values**2, (3, 3, 0)) - smooth**2
+    empty = ((smooth >= GLASS) & (rough < SMOOTH**2)).all(axis=-1)
+    found = remove_small_objects(empty, max_size=SMALLEST_GLASS_PX)
+    return np.asarray(found, bool)
 
 
 def present(root: Path, name: str, *, inside: str = "") -> Path:

@@ -48,10 +48,11 @@ class Preprocessing(_Frozen):
     )
     method: Literal["zscore", "minmax", "percentiles"] = Field("zscore", description="of a case's statistics")
     percentiles: tuple[float, float] = (0.5, 99.5)
-    foreground: Literal["tissue", "nonzero"] = Field(
+    foreground: Literal["tissue", "stained", "nonzero"] = Field(
         "tissue",
-        description="nonzero: what is 0 counts in no statistics and is 0 for the network too, and where "
-        "all channels are 0 the mask is background",
+        description="tissue: all pixels of the regions that have tissue; stained: of these, the pixels that "
+        "are not as bright as glass; nonzero: what is 0 counts in no statistics and is 0 for the network too, "
+        "and where all channels are 0 the mask is background",
     )
     mean: tuple[float, ...] = Field((0.0, 0.0, 0.0), description="in channel_order, as the file has them")
     std: tuple[PositiveFloat, ...] = Field((255.0, 255.0, 255.0), description="in channel_order")
