@@ -204,3 +204,9 @@ def test_statistics_of_a_case_replace_those_of_the_card() -> None:
     nothing = fit(array_source(image), spec, wanted=lambda region: False)
     assert nothing is not None
     assert nothing.pixels == 0
+    stained = fit(array_source(image), spec.model_copy(update={"foreground": "stained"}))
+    assert stained is not None
+    tissue = image[:, (image < 220).any(axis=0)]
+    assert 0 < tissue.shape[1] == stained.pixels < 70 * 50
+    np.testing.assert_allclose(stained.mean, tissue.mean(axis=1), rtol=1e-12)
+    np.testing.assert_allclose(stained.std, tissue.std(axis=1), rtol=1e-9)

@@ -18,7 +18,7 @@ from benchmarks.quality.figures import (
     site_of,
 )
 from benchmarks.quality.intervals import Interval, bootstrap, draws, mean_over_seeds, paired, verdict
-from benchmarks.quality.prepare import VOID, discs, prepare, read_dots
+from benchmarks.quality.prepare import VOID, discs, glass, prepare, read_dots
 from benchmarks.quality.recipes import Benchmark
 from benchmarks.quality.scoring import crops, dots
 from tests.conftest import card_of
@@ -151,6 +151,19 @@ def test_discs_are_those_that_came_with_the_data(shared: Path) -> None:
     ours = discs(*read_dots(root, path.stem), size=theirs.shape)
     np.testing.assert_array_equal(ours == VOID, theirs == VOID)
     assert (ours != theirs).sum() <= 5  # pixels as far from a dot of one class as from one of another
+
+
+def test_glass_is_bright_smooth_and_large() -> None:
+    rng = np.random.default_rng(0)
+    rgb = np.full((120, 120, 3), (200, 120, 180), np.uint8)
+    rgb[10:50, 10:50] = 240  # glass
+    rgb[70:82, 10:22] = 240  # a gap between cells
+    rgb[60:110, 60:110] = np.clip(rng.normal(235, 20, (50, 50, 1)), 0, 255)  # pale fibres
+    rgb[10:50, 70:110] = (250, 210, 240)  # stained, if faintly
+    found = glass(rgb)
+    assert found[15:45, 15:45].all()
+    found[10:50, 10:50] = False
+    assert not found.any()
 
 
 def test_data_that_are_missing_are_one_sentence(tmp_path: Path) -> None:

@@ -51,8 +51,8 @@ class Preprocessing(_Frozen):
     foreground: Literal["tissue", "stained", "nonzero"] = Field(
         "tissue",
         description="tissue: all pixels of the regions that have tissue; stained: of these, the pixels that "
-        "are not as bright as glass; nonzero: what is 0 counts in no statistics and is 0 for the network too, "
-        "and where all channels are 0 the mask is background",
+        "are not as bright as glass; nonzero: what is 0 counts in no statistics and is 0 for the network "
+        "too, and where all channels are 0 the mask is background",
     )
     mean: tuple[float, ...] = Field((0.0, 0.0, 0.0), description="in channel_order, as the file has them")
     std: tuple[PositiveFloat, ...] = Field((255.0, 255.0, 255.0), description="in channel_order")
