@@ -253,9 +253,9 @@ def test_what_is_no_score_is_refused_at_the_import(tmp_path: Path, kind: str, me
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"classes": 3}, r"puts out \(2, 384, 352\) scores for a window, its card says \(3, 384, 352\)"),
+        ({"classes": 3}, r"puts out \(2, 192, 160\) scores for a window, its card says \(3, 192, 160\)"),
         ({"diagnoses": ["a", "b", "c"]}, r"puts out \(2,\) diagnoses for a window, its card names 3"),
-        ({"windows": {"output_scale": 2}}, r"its card says \(2, 192, 176\)"),
+        ({"windows": {"output_scale": 2}}, r"its card says \(2, 96, 80\)"),
     ],
 )
 def test_a_card_that_does_not_fit_its_network_is_refused_before_anything_is_written(

@@ -19,8 +19,8 @@ from wsiseg.graph.network import NetworkGraph
 from wsiseg.memory import free_memory_bytes
 from wsiseg.models.card import ModelCard, WindowSpec, check_size
 from wsiseg.models.foreign import in_short
-from wsiseg.models.registry import structure
-from wsiseg.predict import NetworkPredictor
+from wsiseg.models.registry import NETWORKS, structure
+from wsiseg.predict import NetworkPredictor, understood
 from wsiseg.windows import AtBorders, WindowPlan, check_taper
 
 logger = logging.getLogger(__name__)
@@ -209,20 +209,33 @@ def try_execution(execution: dict[str, Any], predictor: NetworkPredictor) -> Non
 
     What streams was followed layer by layer, and needs no trial.
     """
-    if execution["executor"] == "streaming":
+    card, sides = predictor.card, execution.get("window", ())
+    shape = (execution["batch"], card.channels, *sides) if sides else ()
+    if not sides or _fits_without_numbers(card, shape):
         return
-    sides = execution["window"]
-    images = np.zeros((execution["batch"], predictor.card.channels, *sides), np.uint8)
+    images = np.zeros(shape, np.uint8)
     try:
         predictor(images)
     except ModelError:
         raise
     except Exception as err:  # noqa: BLE001 - what others' networks raise is theirs to choose
-        shape = " x ".join(map(str, sides))
+        size = " x ".join(map(str, sides))
         raise ModelError(
-            f"model {predictor.card.name} cannot be run on {execution['batch']} window(s) of {shape} "
+            f"model {predictor.card.name} cannot be run on {execution['batch']} window(s) of {size} "
             f"pixels: {in_short(err)}"
         ) from None
+
+
+def _fits_without_numbers(card: ModelCard, shape: tuple[int, ...]) -> bool:
+    """True where the shapes alone show that a network of this program takes windows; False: not known."""
+    if card.network.name not in NETWORKS:
+        return False
+    inputs = torch.empty(shape, device="meta")
+    try:
+        understood(card, structure(card)(inputs), inputs)
+    except Exception:  # noqa: BLE001 - the trial with numbers says what is wrong, if anything is
+        return False
+    return True
 
 
 def make_executor(

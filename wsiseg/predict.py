@@ -41,6 +41,47 @@ class Predictor(Protocol):
         ...
 
 
+def understood(card: ModelCard, made: Any, inputs: Tensor) -> Outputs:
+    """What a network said of its inputs (B, C, *window), on their grid. Raises ModelError."""
+    scores, *others = made if isinstance(made, tuple | list) else (made,)  # (B, K, *window / scale)
+    windows = card.windows
+    _check(card, scores, others, inputs)
+    if windows.output_scale != 1:
+        scores = functional.interpolate(
+            scores,
+            scale_factor=windows.output_scale,
+            mode=LINEAR[len(card.axes)],
+            align_corners=False,
+        )
+    if windows.output_region is not None:
+        first, count = windows.output_region
+        sides = ((first, n - first - count) for n in reversed(inputs.shape[2:]))
+        scores = functional.pad(scores, [n for side in sides for n in side])
+    # What a network returns besides is not for the mask, and is named on the card or left.
+    per_window = {"diagnosis": others[0].softmax(dim=1)} if card.diagnoses else {}
+    return Outputs(torch.as_tensor(scores), per_window)
+
+
+def _check(card: ModelCard, scores: Tensor, others: list[Any], inputs: Tensor) -> None:
+    """Raises ModelError where a network puts out something else than its card says."""
+    windows = card.windows
+    sides = tuple(n // windows.output_scale for n in inputs.shape[2:])
+    if windows.output_region is not None:
+        sides = (windows.output_region[1],) * len(sides)
+    expected = (len(card.classes), *sides)
+    if tuple(scores.shape[1:]) != expected:
+        raise ModelError(
+            f"model {card.name} puts out {tuple(scores.shape[1:])} scores for a window, its card says "
+            f"{expected}: classes, then sides"
+        )
+    found = tuple(others[0].shape[1:]) if others and isinstance(others[0], Tensor) else ()
+    if card.diagnoses and found != (len(card.diagnoses),):
+        raise ModelError(
+            f"model {card.name} puts out {found or 'no'} diagnoses for a window, its card names "
+            f"{len(card.diagnoses)}"
+        )
+
+
 class NetworkPredictor:
     """A torch network as a predictor; `stats` are the case's, where the card asks for them."""
 
@@ -63,43 +104,7 @@ class NetworkPredictor:
 
     def outputs(self, inputs: Tensor) -> Outputs:
         """Scores (B, K, *window) on the grid of the inputs, and the probabilities of the diagnoses (B, D)."""
-        made = self.network(inputs)
-        scores, *others = made if isinstance(made, tuple | list) else (made,)  # (B, K, *window / scale)
-        windows = self.card.windows
-        self._check(scores, others, inputs)
-        if windows.output_scale != 1:
-            scores = functional.interpolate(
-                scores,
-                scale_factor=windows.output_scale,
-                mode=LINEAR[len(self.card.axes)],
-                align_corners=False,
-            )
-        if windows.output_region is not None:
-            first, count = windows.output_region
-            sides = ((first, n - first - count) for n in reversed(inputs.shape[2:]))
-            scores = functional.pad(scores, [n for side in sides for n in side])
-        # What a network returns besides is not for the mask, and is named on the card or left.
-        per_window = {"diagnosis": others[0].softmax(dim=1)} if self.card.diagnoses else {}
-        return Outputs(torch.as_tensor(scores), per_window)
-
-    def _check(self, scores: Tensor, others: list[Any], inputs: Tensor) -> None:
-        """Raises ModelError where the network puts out something else than its card says."""
-        card, windows = self.card, self.card.windows
-        sides = tuple(n // windows.output_scale for n in inputs.shape[2:])
-        if windows.output_region is not None:
-            sides = (windows.output_region[1],) * len(sides)
-        expected = (len(card.classes), *sides)
-        if tuple(scores.shape[1:]) != expected:
-            raise ModelError(
-                f"model {card.name} puts out {tuple(scores.shape[1:])} scores for a window, its card says "
-                f"{expected}: classes, then sides"
-            )
-        found = tuple(others[0].shape[1:]) if others and isinstance(others[0], Tensor) else ()
-        if card.diagnoses and found != (len(card.diagnoses),):
-            raise ModelError(
-                f"model {card.name} puts out {found or 'no'} diagnoses for a window, its card names "
-                f"{len(card.diagnoses)}"
-            )
+        return understood(self.card, self.network(inputs), inputs)
 
     def __call__(self, images: NDArray[np.uint8]) -> Outputs:
         with torch.inference_mode():
