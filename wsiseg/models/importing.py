@@ -35,7 +35,7 @@ whole after five halvings."""
 
 ANY_SIDES = {"core": 128, "halo": 8, "taper": 8}
 """For one that says of itself that any sides will do: windows that divide a volume evenly, whose halos
-cost little. A halo of 16 costs a fifth more and agrees better with one pass (`benchmarks.volumes`)."""
+cost little; a wider one costs more and agrees better with one pass."""
 
 
 @dataclass(frozen=True)
