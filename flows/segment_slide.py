@@ -34,6 +34,7 @@ def segment_slide(
     taper: int | None = None,
     exact: bool | None = None,
     image: Literal["full", "model", "none"] | None = None,
+    confidence: bool | None = None,
     tissue_filter: bool | None = None,
     allow_upsampling: bool | None = None,
     trust_code: bool | None = None,

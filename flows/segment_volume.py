@@ -21,6 +21,7 @@ def segment_volume(
     taper: int | None = None,
     exact: bool | None = None,
     image: Literal["full", "model", "none"] | None = None,
+    confidence: bool | None = None,
     tissue_filter: bool | None = None,
     trust_code: bool | None = None,
     config: str | None = None,

@@ -18,7 +18,8 @@ PACKAGE = REPOSITORY / "wsiseg"
 
 LAYERS = [
     {"errors", "geometry", "classes", "groups", "config", "progress"},
-    {"windows", "tissue", "metrics", "manifest", "resample", "files", "surface"},
+    {"windows", "tissue", "metrics", "manifest", "memory", "resample", "files", "surface", "reliability",
+     "tallies"},
     {"sources", "preprocess", "plan", "ledger", "store", "ngff", "pyramid", "models", "graph", "annotations"},
     {"predict", "execute", "overlay", "export", "volume_scores", "orthogonal"},
     {
@@ -42,11 +43,11 @@ ROOMS = {
     "PIL": {"sources"},
     "zarr": {"sources", "store", "pyramid"},
     "ome_zarr_models": {"ngff"},
-    "torch": {"graph", "models", "preprocess", "predict", "execute", "execution", "training"},
+    "torch": {"graph", "memory", "models", "preprocess", "predict", "execute", "execution", "training"},
     "safetensors": {"models"},
     "shapely": {"annotations"},
     "skimage": {"tissue", "annotations", "training"},
-    "scipy": {"results", "tissue", "surface"},
+    "scipy": {"results", "tissue", "surface", "training"},
     "nibabel": {"sources"},
     "pydicom": {"sources"},
     "SimpleITK": {"sources"},
@@ -113,6 +114,7 @@ def test_what_stands_outside_uses_public_names_only() -> None:
         "wsiseg.report",
         "wsiseg.demo",
         "wsiseg.display",
+        "wsiseg.memory",
         "wsiseg.predict",
         "wsiseg.store",
     }
@@ -183,8 +185,8 @@ def test_the_command_line_is_this() -> None:
         "info": {"input", "--mpp", "--json"},
         "segment": {
             "inputs", "--out", "--model", "--annotations", "--region", "--device", "--mpp", "--executor",
-            "--memory", "--taper", "--exact", "--image", "--no-tissue-filter", "--allow-upsampling",
-            "--trust-code", "--config", "--overwrite", "--json",
+            "--memory", "--taper", "--exact", "--image", "--confidence", "--no-tissue-filter",
+            "--allow-upsampling", "--trust-code", "--config", "--overwrite", "--json",
         },
         "evaluate": {"--prediction", "--truth", "--out", "--model", "--json"},
         "verify": {"store", "--json"},

@@ -136,8 +136,10 @@ def ledger(out: Path) -> dict[str, int]:
 
 
 def label_files(out: Path) -> dict[str, bytes]:
-    labels = next(out.glob("*.ome.zarr")) / "labels"
-    return {str(p.relative_to(labels)): p.read_bytes() for p in labels.rglob("*") if p.is_file()}
+    """What lies in a store of mask and confidence."""
+    store = next(out.glob("*.ome.zarr"))
+    files = [p for name in ("labels", "confidence") for p in (store / name).rglob("*") if p.is_file()]
+    return {str(p.relative_to(store)): p.read_bytes() for p in files}
 
 
 def kill_while_working(runs: Runs, out: Path, rng: random.Random) -> bool:
@@ -197,8 +199,10 @@ def test_ten_kills_of_windows_leave_the_same_bytes(
 def test_ten_kills_of_streaming_leave_the_same_bytes_and_repeat_no_more_than_one_slab_needs(
     driver: subprocess.Popen[str], slide: Path, tmp_path: Path
 ) -> None:
-    runs = Runs(driver, slide, tmp_path, **PLAIN, memory=memory_for_band(TALL, band=BAND))
+    memory = memory_for_band(TALL, band=BAND)
+    runs = Runs(driver, slide, tmp_path, **PLAIN, memory=memory, confidence=True)
     stores = kill_ten_times(runs, tmp_path, seed=21)
+    assert "confidence/1/zarr.json" in label_files(stores[0])
     whole = execution(tmp_path / "whole")
     assert (whole["executor"], whole["band"], whole["repeated_pixels"]) == ("streaming", BAND, 0)
     twice = [rows for out in stores for rows in runs.rows_read_twice(out)]
@@ -216,18 +220,18 @@ def test_ten_kills_on_a_volume_leave_the_same_bytes(
     values = np.random.default_rng(6).integers(0, 900, (30, 26, 320)).astype(np.int16)
     write_volume(tmp_path / "v.nii.gz", values, np.diag([1.0, 1.2, 0.8, 1.0]))
     options = {"model": str(narrow_model), "memory": 640, "chunk": 16, "slab": 16, "image": "none"}
-    runs = Runs(driver, tmp_path / "v.nii.gz", tmp_path, **options, readers=1, threads=1)
+    runs = Runs(driver, tmp_path / "v.nii.gz", tmp_path, **options, readers=1, threads=1, confidence=True)
     stores = kill_ten_times(runs, tmp_path, seed=22)
     whole = execution(tmp_path / "whole")
     assert (whole["executor"], whole["repeated_pixels"]) == ("streaming", 0)
-    written = {(out / "v.mask.nii.gz").read_bytes() for out in (tmp_path / "whole", *stores)}
-    assert len(written) == 1
+    for name in ("v.mask.nii.gz", "v.confidence.nii.gz"):
+        assert len({(out / name).read_bytes() for out in (tmp_path / "whole", *stores)}) == 1
 
 
 @pytest.mark.timeout(300)
 def test_kills_while_starting_and_finishing_leave_the_same_bytes(slide: Path, tmp_path: Path) -> None:
     config = tmp_path / "config.toml"
-    config.write_text('image = "none"\nslab = 64\nchunk = 32\nthreads = 1\n')
+    config.write_text('image = "none"\nslab = 64\nchunk = 32\nthreads = 1\nconfidence = true\n')
 
     def start(out: Path) -> subprocess.Popen[bytes]:
         options = ["--out", str(out), "--config", str(config)]

@@ -65,7 +65,7 @@ def test_mixed_scores_do_not_depend_on_slabs_and_pieces(
         given_rows = pieces(scores, mask, rows=rows, first=0)
         wanted = slabs(height, rows=height_of_slab)
         parts = to_level0(given_rows, wanted, shape=shape, from_shape=from_shape, scores=True)
-        return np.concatenate([part for _, part in parts])
+        return np.concatenate([part.mask for part in parts])
 
     in_one = made(from_height, height)
     np.testing.assert_array_equal(made(piece, slab), in_one)
@@ -78,7 +78,7 @@ def test_what_could_not_be_decoded_stays_void_and_nothing_else_is() -> None:
     scores[0, :, :3] = scores[1, :, 3:] = 1
     mask = scores.argmax(0).astype(np.uint8)
     mask[2, 2] = VOID
-    ((_, made),) = to_level0(
+    ((_, made, _),) = to_level0(
         iter([Rows(slice(0, 6), mask, scores)]), slabs(12, rows=12), shape=(12, 12), from_shape=(6, 6),
         scores=True,
     )  # fmt: skip
@@ -105,8 +105,8 @@ def volume(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_volume(tmp_path_factory.mktemp("volume") / "v.nii", values)
 
 
-def expected(card: Path, volume: Path) -> NDArray[np.uint8]:
-    """One pass over the resampled volume, its scores enlarged by torch."""
+def one_pass_scores(card: Path, volume: Path) -> NDArray[np.float32]:
+    """Scores (K, *model's grid) of one pass over the resampled volume."""
     predictor = wsiseg.load_predictor(card)
     source = wsiseg.open_source(volume)
     assert predictor.card.spacing is not None
@@ -118,8 +118,12 @@ def expected(card: Path, volume: Path) -> NDArray[np.uint8]:
     pixels = functional.pad(values, [n for size in reversed(shape) for n in (0, -size % 8)])
     with torch.inference_mode():
         scores = predictor.network(apply(pixels, fit(coarse, spec), spec))[0]
-    scores = scores[(slice(None), *(slice(0, n) for n in shape))]
-    return enlarged(scores.numpy(), source.geometry.shape)
+    return np.asarray(scores[(slice(None), *(slice(0, n) for n in shape))])
+
+
+def expected(card: Path, volume: Path) -> NDArray[np.uint8]:
+    """These scores, enlarged by torch."""
+    return enlarged(one_pass_scores(card, volume), wsiseg.open_source(volume).geometry.shape)
 
 
 def test_the_mask_is_that_of_the_interpolated_scores(card: Path, volume: Path, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from wsiseg.errors import (
 )
 from wsiseg.geometry import Region
 from wsiseg.metrics import ConfusionMatrix
-from wsiseg.scoring import confusion
+from wsiseg.scoring import calibration, confusion
 
 
 def test_annotations_of_a_crop_are_scored_and_a_finished_mask_is_scored_without_computing(
@@ -38,7 +38,9 @@ def test_annotations_of_a_crop_are_scored_and_a_finished_mask_is_scored_without_
         assert entry.iou == (int((p & t).sum()) / union if union else None)
     again = wsiseg.evaluate(report.store, truth)
     assert again.volume_scores is None
-    assert again.model_dump(exclude={"volume_scores"}) == report.scores.model_dump()
+    assert again.calibration is None
+    own = again.model_dump(exclude={"volume_scores", "calibration"})
+    assert own == report.scores.model_dump()
     monkeypatch.setattr("wsiseg.pipeline.load_predictor", None)
     flipped = tmp_path / "other.png"
     Image.fromarray(expected[::-1]).save(flipped)
@@ -109,6 +111,23 @@ def test_evaluate_of_a_volume_gives_what_the_run_gave_from_the_store_and_from_it
     write_volume(tmp_path / "moved.nii.gz", np.asarray(given.dataobj), affine)
     with pytest.raises(AnnotationError, match="lies elsewhere than the volume"):
         wsiseg.evaluate(report.nifti, tmp_path / "moved.nii.gz")
+
+
+def test_a_confidence_is_held_against_truth_where_both_say_something(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sure = np.array([[0, 51, 102], [255, 255, 204]], np.uint8)
+    masks = {"prediction": [[0, 1, 1], [1, 0, 255]], "truth": [[0, 1, 0], [1, 255, 1]]}
+    prediction, truth = (
+        IndexLabels(np.array(m, np.uint8), classes=anonymous_classes(2), name=n, shape=(2, 3))
+        for n, m in masks.items()
+    )
+    for piece in (1, 100):
+        monkeypatch.setattr("wsiseg.scoring.SCORE_BLOCK_PX", piece)
+        made = calibration(sure, prediction, truth)
+        assert made.pixels == 3  # 0.2 right, 0.4 wrong, 1 right
+        assert made.expected_calibration_error == pytest.approx((0.8 + 0.4 + 0) / 3)
+        assert [i for i, b in enumerate(made.bins) if b.pixels] == [2, 5, 14]
 
 
 @pytest.mark.parametrize("shape", [(40,), (9, 14), (7, 9, 11)])

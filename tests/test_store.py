@@ -17,6 +17,7 @@ from tests.conftest import random_image
 from wsiseg.classes import BREAST8, VOID
 from wsiseg.errors import ConfigMismatch, IncompleteStore, StoreError
 from wsiseg.plan import StorePlan, difference
+from wsiseg.pyramid import mean_of_decided
 from wsiseg.store import CaseStore, open_store
 from wsiseg.windows import slabs
 
@@ -109,6 +110,60 @@ def test_a_finished_mask_stays_valid_where_the_machine_has_changed(tmp_path: Pat
     assert store.completion() is not None
     with pytest.raises(ConfigMismatch, match="model was"):
         CaseStore.create_or_resume(tmp_path / "s", make_plan(inputs={"model": "b"}))
+
+
+def settings_of(**settings: Any) -> StorePlan:
+    return make_plan(inputs={"model": "a", "settings": {"core": None, **settings}})
+
+
+def test_a_store_of_a_program_that_did_not_know_a_setting_has_its_default(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    fill(CaseStore.create_or_resume(path, make_plan()), count=2)
+    store = CaseStore.create_or_resume(path, settings_of(confidence=False, views="none"))
+    assert (store.plan, len(store.pending())) == (make_plan(), 3)
+    with pytest.raises(ConfigMismatch, match="confidence was False and is now True"):
+        CaseStore.create_or_resume(path, settings_of(confidence=True))
+    fill(store)
+    store.complete({})
+    assert CaseStore.create_or_resume(path, settings_of(confidence=False)).completion() is not None
+    with pytest.raises(ConfigMismatch, match="views was 'none' and is now 'flips'"):
+        CaseStore.create_or_resume(path, settings_of(views="flips"))
+    assert open_store(path).confidence() is None
+
+
+def test_a_confidence_comes_with_every_slab_of_a_store_that_has_one(tmp_path: Path) -> None:
+    store = CaseStore.create_or_resume(tmp_path / "s", settings_of(confidence=True))
+    sure = random_image(SHAPE, channels=1, seed=3)[0]
+    sure[:, 600:] = 0
+    with pytest.raises(ValueError, match="slab 0 comes without a confidence"):
+        store.write(store.slabs[0], MASK[:256], record=RECORD)
+    for slab in store.slabs:
+        store.write(slab, MASK[slab.rows], confidence=sure[slab.rows], record=RECORD)
+    store.complete({})
+    assert store.verify() == []
+    stored, entries = store.confidence(), store.entries()
+    assert stored is not None
+    np.testing.assert_array_equal(stored[:], sure)
+    for index in range(8):
+        own = sure[(index == MASK) & (sure > 0)].astype(int)
+        sums = [entry["confidence"]["sums"].get(str(index), [0, 0]) for entry in entries]
+        assert np.sum(sums, axis=0).tolist() == [own.size, own.sum()]
+    for row in (0, 255, 256, 1099):
+        stored[row, 5] = int(sure[row, 5]) ^ 1
+        start = row // 256 * 256
+        sentence = f"confidence rows {start} to {min(start + 256, 1100)} are not what was written"
+        assert store.verify() == [sentence]
+        stored[row, 5] = int(sure[row, 5])
+    plain = CaseStore.create_or_resume(tmp_path / "t", make_plan())
+    with pytest.raises(ValueError, match="slab 0 comes with a confidence, which its store does not keep"):
+        plain.write(plain.slabs[0], MASK[:256], confidence=sure[:256], record=RECORD)
+
+
+def test_levels_of_a_confidence_are_means_of_what_was_decided() -> None:
+    rows = np.array([[0, 0, 9, 0, 5], [0, 0, 2, 0, 0], [1, 2, 3, 5, 7]], np.uint8)
+    np.testing.assert_array_equal(mean_of_decided(rows), [[0, 6, 5], [2, 4, 7]])
+    ones = np.full((3, 3, 3), 255, np.uint8)
+    np.testing.assert_array_equal(mean_of_decided(ones), np.full((2, 2, 2), 255))
 
 
 def test_an_unfinished_or_foreign_folder_is_not_read_as_a_result(tmp_path: Path) -> None:
@@ -240,7 +295,7 @@ def test_a_path_below_a_file_is_refused(tmp_path: Path) -> None:
 
 def test_rows_of_another_size_are_refused(tmp_path: Path) -> None:
     store = CaseStore.create_or_resume(tmp_path / "s", make_plan())
-    with pytest.raises(ValueError, match=r"slab 0 needs \(256, 700\) pixels, got \(255, 700\)"):
+    with pytest.raises(ValueError, match=r"rows 0 to 256 need \(256, 700\) pixels, got \(255, 700\)"):
         store.write(store.slabs[0], MASK[:255], record=RECORD)
 
 

@@ -196,7 +196,7 @@ def test_rows_reach_level_0_by_pixel_centres_for_any_slab_and_piece(
     rows = ((2 * np.arange(height) + 1) * from_height) // (2 * height)
     columns = ((2 * np.arange(10) + 1) * 7) // 20
     expected = coarse[rows][:, columns]
-    for part, mask in to_level0(pieces, wanted, shape=(height, 10), from_shape=coarse.shape):
+    for part, mask, _ in to_level0(pieces, wanted, shape=(height, 10), from_shape=coarse.shape):
         np.testing.assert_array_equal(mask, expected[part.rows])
 
 

@@ -89,9 +89,8 @@ def segment(
     exact: Annotated[
         bool | None, typer.Option("--exact", help="Halo as large as the receptive field.")
     ] = None,
-    image: Annotated[
-        StoredImage | None, typer.Option(help="Stored image: level 0, the model's, none.")
-    ] = None,
+    image: Annotated[StoredImage | None, typer.Option(help="Stored image: level 0, model's, none.")] = None,
+    confidence: Annotated[bool | None, typer.Option("--confidence", help="Store how sure it is.")] = None,
     no_tissue_filter: Annotated[bool, typer.Option("--no-tissue-filter", help="Segment glass too.")] = False,
     allow_upsampling: Annotated[
         bool | None, typer.Option("--allow-upsampling", help="Accept a slide coarser than the model.")
@@ -133,6 +132,7 @@ def segment(
                 taper=taper,
                 exact=exact,
                 image=image and image.value,
+                confidence=confidence,
                 tissue_filter=False if no_tissue_filter else None,
                 allow_upsampling=allow_upsampling,
                 trust_code=trust_code,

@@ -30,6 +30,9 @@ class SegmentConfig(BaseModel):
     image: Literal["full", "model", "none"] = Field(
         "full", description="stored image: level 0, the model's resolution, or none"
     )
+    confidence: bool = Field(
+        False, description="also store how probable the mask's class is, for every pixel"
+    )
     exact: bool = Field(False, description="halo as large as the receptive field")
     taper: int | None = Field(
         None, ge=0, description="half-width of the cross-fade over core borders, pixels; None: the model's"

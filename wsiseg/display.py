@@ -113,6 +113,13 @@ def print_evaluation(scores: Evaluation) -> None:
         print_scores(scores)
     else:
         print_volume_scores(scores.volume_scores)
+    if scores.calibration is not None:
+        found = scores.calibration
+        said = [f"{b.confidence:.2f}: {b.accuracy:.2f}" for b in found.bins if b.pixels]
+        _console().print(
+            f"expected calibration error {_figure(found.expected_calibration_error)} over {found.pixels} "
+            f"pixels; confidence: share that is right {', '.join(said)}"
+        )
 
 
 def print_volume_scores(scores: VolumeScores) -> None:
@@ -145,12 +152,19 @@ def print_report(report: Report) -> None:
     console.print(f"{report.case}: {report.status}, mask of {size} pixels, model {report.model['name']}")
     console.print(f"{_how(report)}: {100 * report.work.repeated_share:.3g} % of the pixels computed again")
     flat = len(report.mask_shape) == 2
-    table = Table("class", "area mm²" if flat else "volume ml", "share")
+    sure = report.confidence
+    names = ["class", "area mm²" if flat else "volume ml", "share", *(["confidence"] if sure else [])]
+    table = Table(*names)
     for c in report.classes:
         if c.pixels:
             much = c.area_mm2 if flat else c.volume_ml
-            table.add_row(c.name, f"{much:.4f}", f"{100 * c.share:.2f} %")
+            cells = [c.name, f"{much:.4f}", f"{100 * c.share:.2f} %"]
+            table.add_row(*cells, *([_rounded(c.mean_confidence)] if sure else []))
     console.print(table)
+    if sure is not None:
+        console.print(
+            f"mean confidence {_rounded(sure.mean)} where the network decided: {sure.pixels} pixels"
+        )
     if report.diagnosis is not None:
         print_diagnosis(report.diagnosis)
     if report.volume_scores is not None:
@@ -162,7 +176,16 @@ def print_report(report: Report) -> None:
     console.print(f"mask    {report.store}")
     if report.nifti is not None:
         console.print(f"nifti   {report.nifti}")
-    console.print(f"report  {report.report}\npicture {report.overlay}\n{RESEARCH_USE}")
+    if sure is not None and sure.nifti is not None:
+        console.print(f"nifti   {sure.nifti}")
+    console.print(f"report  {report.report}\npicture {report.overlay}")
+    if sure is not None:
+        console.print(f"picture {sure.picture}")
+    console.print(RESEARCH_USE)
+
+
+def _rounded(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
 
 
 def print_diagnosis(diagnosis: DiagnosisReport) -> None:
@@ -226,6 +249,8 @@ def print_card(card: ModelCard) -> None:
     if card.spacing:
         assumed = ", assumed" if card.spacing.assumed else ""
         console.print(f"spacing      {card.spacing.value} {card.spacing.unit}{assumed}")
+    if card.temperature != 1:
+        console.print(f"temperature  {card.temperature:g}: scores by it become probabilities")
     if windows.receptive_field is None:
         only = f", {windows.size} a side and no other" if windows.size else ""
         console.print(f"receptive    the whole window{only}; no halo is exact, cross-fade {windows.taper}")

@@ -12,6 +12,7 @@ import torch
 from wsiseg.config import SegmentConfig
 from wsiseg.errors import ModelError, UsageError
 from wsiseg.execute.base import Executor
+from wsiseg.execute.decision import Confidence
 from wsiseg.execute.schedule import Schedule, make_schedule, memory_bytes
 from wsiseg.execute.streaming import Streaming, padded, streaming_settings
 from wsiseg.execute.windowed import Windowed, balanced_core, window_settings
@@ -245,10 +246,15 @@ def make_executor(
     shape: tuple[int, ...],
     *,
     scores: bool = False,
+    confidence: Confidence | None = None,
 ) -> Executor:
-    """The executor that a plan describes, on the model's grid of `shape`; with `scores` it keeps these."""
+    """The executor that a plan describes, on the model's grid of `shape`.
+
+    With `scores` or `confidence` it hands these on, too.
+    """
+    kept: dict[str, Any] = {"scores": scores, "confidence": confidence}
     if execution["executor"] == "streaming":
-        return Streaming(predictor, shape, band=execution["band"], scores=scores)
+        return Streaming(predictor, shape, band=execution["band"], **kept)
     plan = window_plan(predictor.card, config, shape)
     taper = taper_of(predictor.card, config)
-    return Windowed(predictor, plan, taper=taper, batch=config.batch, scores=scores)
+    return Windowed(predictor, plan, taper=taper, batch=config.batch, **kept)

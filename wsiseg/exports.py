@@ -4,13 +4,25 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 from wsiseg.errors import UsageError
-from wsiseg.export.nifti import write_nifti
+from wsiseg.export.nifti import CONFIDENCE, DESCRIPTION, write_nifti
 from wsiseg.files import writing
 from wsiseg.prepare import Job, Request
 from wsiseg.sources.volume import VolumeSource
 from wsiseg.store import CaseStore
+
+STALE = (
+    "report.json",
+    "overlay.png",
+    "confidence.png",
+    "diagnosis.csv",
+    "diagnosis.png",
+    "mask.nii.gz",
+    "confidence.nii.gz",
+)
+"""What lies beside a store and belongs to what is in it."""
 
 
 def beside(request: Request, name: str) -> Path:
@@ -26,6 +38,11 @@ def report_path(request: Request) -> Path:
 def overlay_path(request: Request) -> Path:
     """Where the picture of a case lies."""
     return beside(request, "overlay.png")
+
+
+def confidence_picture(request: Request) -> Path:
+    """Where the picture of the confidence of a case lies."""
+    return beside(request, "confidence.png")
 
 
 def check_out(request: Request) -> None:
@@ -45,7 +62,7 @@ def check_out(request: Request) -> None:
 
 def remove_stale(request: Request) -> None:
     """Remove what lies beside a result that is about to be begun anew."""
-    for name in ("report.json", "overlay.png", "diagnosis.csv", "diagnosis.png", "mask.nii.gz"):
+    for name in STALE:
         path = beside(request, name)
         with writing(path):
             path.unlink(missing_ok=True)
@@ -53,8 +70,17 @@ def remove_stale(request: Request) -> None:
 
 def export_nifti(job: Job, store: CaseStore) -> Path | None:
     """The mask of a volume on its file's own grid."""
-    if not isinstance(job.source, VolumeSource):
+    return _to_nifti(job, "mask.nii.gz", store.mask(), description=DESCRIPTION)
+
+
+def confidence_nifti(job: Job, store: CaseStore) -> Path | None:
+    """The confidence of a volume on its file's own grid."""
+    return _to_nifti(job, "confidence.nii.gz", store.confidence(), description=CONFIDENCE)
+
+
+def _to_nifti(job: Job, name: str, array: Any, *, description: str) -> Path | None:
+    if array is None or not isinstance(job.source, VolumeSource):
         return None
-    path = beside(job.request, "mask.nii.gz")
-    write_nifti(path, store.mask(), job.source.native)
+    path = beside(job.request, name)
+    write_nifti(path, array, job.source.native, description=description)
     return path

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,22 @@ from numpy.typing import NDArray
 
 from wsiseg.geometry import Geometry, Region
 from wsiseg.models.card import RESEARCH_USE
-from wsiseg.overlay import Caption, class_color, draw_scale_bar, save
+from wsiseg.overlay import (
+    Caption,
+    Rgb,
+    class_color,
+    confidence_colors,
+    draw_scale_bar,
+    finish_confidence,
+    save,
+)
 from wsiseg.windows import slabs
 
 Gray = NDArray[np.uint8]
 Read = Callable[[Region], NDArray[Any]]
 """Values of a region (z, y, x)."""
+Paint = Callable[[Rgb, NDArray[np.uint8]], Rgb]
+"""A slice of the image (y, x, 3) with the values (y, x) of the same slice upon it."""
 
 
 @dataclass(frozen=True)
@@ -71,29 +81,15 @@ def draw_orthogonal(
     path: Path,
     caption: Caption,
     *,
+    places: Sequence[int],
     image: Read,
     mask: Read,
     truth: Read | None,
     sizes_ml: Sequence[float],
 ) -> None:
-    """Write a picture of three slices through the most of a mask; sizes per class. Raises StoreError."""
-    shape = caption.geometry.shape
-    places = busiest(mask, shape, background=caption.background)
-    names = ["image", "mask"] if truth is None else ["image", "mask", "truth"]
-    figure = Figure(figsize=(11.0, 3.4 * len(names) + 1.2), dpi=120, layout="constrained")
-    axes = figure.subplots(len(names), len(VIEWS), squeeze=False)
-    grays = gray([slice_at(image, shape, view, places[view.axis]) for view in VIEWS])
-    for column, (view, picture) in enumerate(zip(VIEWS, grays, strict=True)):
-        place = places[view.axis]
-        rgb = np.repeat(picture[..., None], 3, axis=-1)
-        pictures = [rgb]
-        for labels in (mask, truth):
-            if labels is not None:
-                indices = slice_at(labels, shape, view, place).astype(np.uint8)
-                pictures.append(caption.blend(rgb, indices))
-        for row, shown in enumerate(pictures):
-            _show(axes[row, column], shown, view, geometry=caption.geometry)
-            axes[row, column].set_title(f"{view.name} {place}, {names[row]}", fontsize=9)
+    """Write a picture of a mask on slices at `places`, one an axis; sizes per class. Raises StoreError."""
+    rows = {"mask": mask} if truth is None else {"mask": mask, "truth": truth}
+    figure, _ = _slices(caption.geometry, places, image, rows, paint=caption.blend)
     handles = [
         Patch(facecolor=class_color(c), edgecolor="black", linewidth=0.5, label=f"{c.name} {ml:.3g} ml")
         for c, ml in zip(caption.classes, sizes_ml, strict=True)
@@ -103,6 +99,33 @@ def draw_orthogonal(
     )
     legend.get_title().set_fontsize(8)
     save(figure, path, title=caption.title)
+
+
+def draw_orthogonal_confidence(
+    path: Path, caption: Caption, *, places: Sequence[int], image: Read, confidence: Read
+) -> None:
+    """Write a picture of a confidence on the same slices. Raises StoreError."""
+    rows = {"confidence": confidence}
+    figure, axes = _slices(caption.geometry, places, image, rows, paint=confidence_colors)
+    finish_confidence(figure, path, title=caption.title, axes=axes)
+
+
+def _slices(
+    geometry: Geometry, places: Sequence[int], image: Read, rows: Mapping[str, Read], *, paint: Paint
+) -> tuple[Figure, Sequence[Axes]]:
+    """Three slices of the image, and in each row below it other values painted upon them."""
+    names = ["image", *rows]
+    figure = Figure(figsize=(11.0, 3.4 * len(names) + 1.2), dpi=120, layout="constrained")
+    axes = figure.subplots(len(names), len(VIEWS), squeeze=False)
+    grays = gray([slice_at(image, geometry.shape, view, places[view.axis]) for view in VIEWS])
+    for column, (view, picture) in enumerate(zip(VIEWS, grays, strict=True)):
+        place = places[view.axis]
+        rgb = np.repeat(picture[..., None], 3, axis=-1)
+        values = [slice_at(read, geometry.shape, view, place).astype(np.uint8) for read in rows.values()]
+        for row, shown in enumerate([rgb, *(paint(rgb, own) for own in values)]):
+            _show(axes[row, column], shown, view, geometry=geometry)
+            axes[row, column].set_title(f"{view.name} {place}, {names[row]}", fontsize=9)
+    return figure, axes.ravel().tolist()
 
 
 def _show(axis: Axes, picture: NDArray[np.uint8], view: View, *, geometry: Geometry) -> None:

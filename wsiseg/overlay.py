@@ -9,8 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 from numpy.typing import NDArray
@@ -25,6 +28,7 @@ Indices = NDArray[np.uint8]
 
 OPACITY = 0.45
 VOID_COLOR = (128, 128, 128)
+CONFIDENCE_COLORS = "viridis"
 
 
 def palette(classes: Sequence[MaskClass]) -> NDArray[np.uint8]:
@@ -71,21 +75,53 @@ def scale_bar_um(extent_um: float) -> float:
 
 def draw_overlay(path: Path, caption: Caption, *, image: Rgb, mask: Indices, truth: Indices | None) -> None:
     """Write overlay.png from pictures (y, x[, 3]) of one size over the whole grid. Raises StoreError."""
-    panels = [("tissue", image), ("mask", caption.blend(image, mask))]
+    panels = {"tissue": image, "mask": caption.blend(image, mask)}
     if truth is not None:
-        panels.append(("annotation", caption.blend(image, truth)))
+        panels["annotation"] = caption.blend(image, truth)
+    figure, _ = _panels(panels, caption.geometry)
+    _draw_legend(figure, mask, truth, caption.classes)
+    save(figure, path, title=caption.title)
+
+
+def _panels(panels: Mapping[str, Rgb], geometry: Geometry) -> tuple[Figure, Sequence[Axes]]:
+    """Pictures (y, x, 3) of one size side by side, with their names and scale bars."""
+    image = next(iter(panels.values()))
     aspect = image.shape[0] / image.shape[1]
     width = 5.0
     height = min(max(width * aspect, 2.2), 14.0)
     figure = Figure(figsize=(width * len(panels), height + 1.7), dpi=150, layout="constrained")
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
-    for axis, (name, picture) in zip(axes, panels, strict=True):
+    for axis, (name, picture) in zip(axes, panels.items(), strict=True):
         axis.imshow(picture, interpolation="nearest" if min(picture.shape[:2]) < 400 else "auto")
         axis.set_title(name, fontsize=10)
         axis.set_axis_off()
-        draw_scale_bar(axis, picture.shape, extent_um=_extent_um(caption.geometry))
-    _draw_legend(figure, mask, truth, caption.classes)
-    save(figure, path, title=caption.title)
+        draw_scale_bar(axis, picture.shape, extent_um=_extent_um(geometry))
+    return figure, axes
+
+
+def confidence_colors(image: Rgb, confidence: NDArray[np.uint8]) -> Rgb:
+    """The confidence (y, x) in colours; where no network decided, the image (y, x, 3) in grey."""
+    colors = colormaps[CONFIDENCE_COLORS](confidence, bytes=True)[..., :3]
+    gray = image.mean(axis=-1, keepdims=True).astype(np.uint8)
+    return np.where((confidence == 0)[..., None], gray, colors).astype(np.uint8)
+
+
+def finish_confidence(figure: Figure, path: Path, *, title: str, axes: Sequence[Axes]) -> None:
+    """Write a picture of a confidence with what its colours mean. Raises StoreError."""
+    colors = ScalarMappable(Normalize(0, 1), cmap=CONFIDENCE_COLORS)
+    bar = figure.colorbar(colors, ax=axes, label="probability of the mask's class", shrink=0.8)
+    bar.ax.tick_params(labelsize=8)
+    figure.supxlabel(f"grey: no network decided\n{RESEARCH_USE}", fontsize=8)
+    save(figure, path, title=title)
+
+
+def draw_confidence(path: Path, caption: Caption, *, image: Rgb, confidence: NDArray[np.uint8]) -> None:
+    """Write the picture of a confidence (y, x) beside the image (y, x, 3). Raises StoreError."""
+    panels = {"tissue": image, "confidence": confidence_colors(image, confidence)}
+    figure, axes = _panels(panels, caption.geometry)
+    # The legend is a bar on the right, not lines below.
+    figure.set_size_inches(figure.get_figwidth() + 1.2, figure.get_figheight() - 0.7)
+    finish_confidence(figure, path, title=caption.title, axes=axes)
 
 
 def save(figure: Figure, path: Path, *, title: str) -> None:

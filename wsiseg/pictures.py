@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from wsiseg.annotations import Labels
 from wsiseg.diagnosis import gather
-from wsiseg.exports import beside, overlay_path
+from wsiseg.exports import beside, confidence_picture, overlay_path
 from wsiseg.files import write_whole, writing
-from wsiseg.geometry import Geometry
-from wsiseg.orthogonal import draw_orthogonal
-from wsiseg.overlay import Caption, draw_maps, draw_overlay
+from wsiseg.geometry import Geometry, Region
+from wsiseg.orthogonal import busiest, draw_orthogonal, draw_orthogonal_confidence
+from wsiseg.overlay import Caption, draw_confidence, draw_maps, draw_overlay
 from wsiseg.prepare import Job, coarse_plan
 from wsiseg.report import ClassArea, DiagnosisReport
 from wsiseg.resample import sample
@@ -27,47 +27,64 @@ PICTURE_PX = 1200
 
 
 def draw_case(job: Job, store: CaseStore, sizes: Sequence[ClassArea]) -> None:
-    """Write the picture of a finished case; `sizes` are those of its classes. Raises StoreError."""
+    """Write the pictures of a finished case; `sizes` are those of its classes. Raises StoreError."""
     caption = Caption(
         title=_title(job),
         classes=store.plan.classes,
         background=job.card.background,
         geometry=store.geometry,
     )
-    path = overlay_path(job.request)
     if store.plan.axes == "yx":
-        _draw_slide(path, caption, job, store)
+        _draw_slide(caption, job, store)
     else:
-        _draw_volume(path, caption, job, store, sizes_ml=[c.volume_ml or 0.0 for c in sizes])
+        _draw_volume(caption, job, store, sizes_ml=[c.volume_ml or 0.0 for c in sizes])
 
 
-def _draw_slide(path: Path, caption: Caption, job: Job, store: CaseStore) -> None:
+def _draw_slide(caption: Caption, job: Job, store: CaseStore) -> None:
     grid = _picture_grid(store.geometry)
     level = 0
     while all(n >> (level + 1) >= g for n, g in zip(store.plan.shape, grid.shape, strict=True)):
         level += 1
-    mask_level = np.asarray(store.mask(level)[:])
+
+    def on_grid(array: Any) -> NDArray[np.uint8]:
+        values = np.asarray(array[:])
+        return sample(values, grid.whole, shape=grid.shape, from_shape=values.shape)
+
+    image = _thumbnail(_stored_image(job, store), grid)
     draw_overlay(
-        path,
+        overlay_path(job.request),
         caption,
-        image=_thumbnail(_stored_image(job, store), grid),
-        mask=sample(mask_level, grid.whole, shape=grid.shape, from_shape=mask_level.shape),
+        image=image,
+        mask=on_grid(store.mask(level)),
         truth=None if job.truth is None else _coarse_truth(job.truth, grid),
     )
+    if (confidence := store.confidence(level)) is not None:
+        draw_confidence(confidence_picture(job.request), caption, image=image, confidence=on_grid(confidence))
 
 
-def _draw_volume(
-    path: Path, caption: Caption, job: Job, store: CaseStore, *, sizes_ml: Sequence[float]
-) -> None:
-    mask = store.mask()
+def _draw_volume(caption: Caption, job: Job, store: CaseStore, *, sizes_ml: Sequence[float]) -> None:
+    def read(region: Region) -> NDArray[Any]:
+        return np.asarray(job.source.read(region).values[0])
+
+    mask = _reader(store.mask())
+    places = busiest(mask, store.plan.shape, background=caption.background)
     draw_orthogonal(
-        path,
+        overlay_path(job.request),
         caption,
-        image=lambda region: job.source.read(region).values[0],
-        mask=lambda region: np.asarray(mask[region]),
+        places=places,
+        image=read,
+        mask=mask,
         truth=None if job.truth is None else job.truth.read,
         sizes_ml=sizes_ml,
     )
+    if (confidence := store.confidence()) is not None:
+        path = confidence_picture(job.request)
+        draw_orthogonal_confidence(path, caption, places=places, image=read, confidence=_reader(confidence))
+
+
+def _reader(array: Any) -> Callable[[Region], NDArray[np.uint8]]:
+    """Reads regions of an array that lies in a store."""
+    return lambda region: np.asarray(array[region])
 
 
 def draw_diagnosis(job: Job, store: CaseStore) -> DiagnosisReport | None:

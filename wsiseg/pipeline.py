@@ -16,7 +16,8 @@ from wsiseg import diagnosis
 from wsiseg.classes import VOID
 from wsiseg.config import make_config
 from wsiseg.diagnosis import gather
-from wsiseg.execute.base import rows_for, to_level0
+from wsiseg.execute.base import OnLevel0, rows_for, to_level0
+from wsiseg.execute.decision import Confidence
 from wsiseg.execution import make_executor, try_execution
 from wsiseg.exports import check_out, remove_stale
 from wsiseg.geometry import Region
@@ -116,26 +117,30 @@ def _segment_rows(
         shape, from_shape = store.plan.shape, job.choice.geometry.shape
         # Where no pixel is resampled, the highest score needs no mixing.
         by_scores = job.card.mask_resampling == "scores" and shape != from_shape
-        predictor = predictor.for_case(stats)
-        executor = make_executor(execution, predictor, job.config, from_shape, scores=by_scores)
+        sure = Confidence.of(predictor.card) if store.plan.confidence else None
+        executor = make_executor(
+            execution, predictor.for_case(stats), job.config, from_shape,
+            scores=by_scores, confidence=None if by_scores else sure,
+        )  # fmt: skip
 
         def first_needed(row: int) -> int:
             part = slice(row, row + 1)
             return int(rows_for(part, size=shape[0], from_size=from_shape[0], scores=by_scores).start)
 
         rows = executor.run(images.model, first_row=first_needed(pending[0].rows.start), wanted=wanted)
-        masks = to_level0(rows, pending, shape=shape, from_shape=from_shape, scores=by_scores)
-        for slab, mask in progress(masks, total=len(pending), what=job.request.case):
-            record = finish_mask(mask, slab, job=job, tissue=tissue) | executor.work.take()
+        made = to_level0(rows, pending, shape=shape, from_shape=from_shape, scores=by_scores, confidence=sure)
+        for done in progress(made, total=len(pending), what=job.request.case):
+            slab, mask, confidence = done
+            record = finish_slab(done, job=job, tissue=tissue) | executor.work.take()
             with watch.stage("write"):
                 pieces = store.image_slabs(slab)
                 image = [store.write_image(p, images.image_rows(p)) for p in pieces]
-                store.write(slab, mask, record={**record, "image": image})
+                store.write(slab, mask, confidence=confidence, record={**record, "image": image})
             images.forget(
                 executor.first_row_read(first_needed(slab.rows.stop)),
                 image_row=pieces[-1].rows.stop if pieces else None,
             )
-            del mask  # a slab of a large volume, before more is computed
+            del done, mask, confidence  # a slab of a large volume, before more is computed
 
 
 def _predictor(job: Job, execution: dict[str, Any]) -> NetworkPredictor:
@@ -147,39 +152,43 @@ def _predictor(job: Job, execution: dict[str, Any]) -> NetworkPredictor:
     )
 
 
-def finish_mask(
-    mask: NDArray[np.uint8], slab: Slab, *, job: Job, tissue: TissueMask | None
-) -> dict[str, Any]:
+def finish_slab(made: OnLevel0, *, job: Job, tissue: TissueMask | None) -> dict[str, Any]:
     """Set glass to background and what is outside the region to void; returns what the ledger keeps.
 
     Done here, on level 0, so that the mask does not depend on how the image was cut.
     """
+    top, mask, confidence = made.slab.rows.start, made.mask, made.confidence
     # A slab of a large volume is many times what is needed in between.
     rows = max(1, FINISHED_PX // math.prod(mask.shape[1:]))
     record: dict[str, Any] = {"unreadable": 0, "places": [], "outside_region": 0}
     for part in slabs(len(mask), rows=rows):
-        place = slice(slab.rows.start + part.rows.start, slab.rows.start + part.rows.stop)
-        found = _finish_rows(mask[part.rows], place, job=job, tissue=tissue)
+        own = part.rows
+        place = Slab(part.index, slice(top + own.start, top + own.stop))
+        piece = OnLevel0(place, mask[own], None if confidence is None else confidence[own])
+        found = _finish_rows(piece, job=job, tissue=tissue)
         record = {name: value + found[name] for name, value in record.items()}
     return record
 
 
-def _finish_rows(
-    mask: NDArray[np.uint8], rows: slice, *, job: Job, tissue: TissueMask | None
-) -> dict[str, Any]:
-    shape = job.source.geometry.shape
-    place: Region = (rows, *(slice(0, n) for n in shape[1:]))
+def _finish_rows(made: OnLevel0, *, job: Job, tissue: TissueMask | None) -> dict[str, Any]:
+    (slab, mask, confidence), shape = made, job.source.geometry.shape
+    place: Region = (slab.rows, *(slice(0, n) for n in shape[1:]))
     unreadable = mask == VOID
     if tissue is not None and job.background is not None:
-        np.copyto(mask, job.background, where=~(tissue.at(place, shape=shape) | unreadable))
+        glass = ~(tissue.at(place, shape=shape) | unreadable)
+        np.copyto(mask, job.background, where=glass)
+        if confidence is not None:
+            confidence[glass] = 0
     outside = np.zeros_like(unreadable)
     if job.region is not None:
         outside = job.region.read(place) == VOID
         mask[outside] = VOID
+    if confidence is not None:
+        confidence[mask == VOID] = 0
     lost = unreadable & ~outside
     return {
         "unreadable": int(lost.sum()),
-        "places": void_places(lost, top=rows.start),
+        "places": void_places(lost, top=slab.rows.start),
         "outside_region": int(outside.sum()),
     }
 

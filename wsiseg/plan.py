@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from wsiseg.classes import MaskClass
+from wsiseg.config import SegmentConfig
 from wsiseg.errors import IncompleteStore
 from wsiseg.geometry import Unit
 
@@ -41,6 +42,11 @@ class StorePlan(BaseModel):
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
 
     @property
+    def confidence(self) -> bool:
+        """True where the store has a confidence beside its mask."""
+        return bool(self.inputs.get("settings", {}).get("confidence"))
+
+    @property
     def image_rows(self) -> int:
         """Rows of the stored image that are written in one piece: about those of a slab."""
         assert self.image_shape is not None
@@ -59,8 +65,14 @@ def plan_of(path: Path) -> StorePlan | None:
         raise IncompleteStore(f"the plan in {file} is damaged; use --overwrite to start again") from None
 
 
+def with_defaults(plan: StorePlan) -> StorePlan:
+    """A plan with the defaults of settings that the program which made it did not have."""
+    settings = SegmentConfig().model_dump(mode="json") | plan.inputs.get("settings", {})
+    return plan.model_copy(update={"inputs": {"temperature": 1.0, **plan.inputs, "settings": settings}})
+
+
 def difference(recorded: StorePlan, plan: StorePlan) -> str:
-    """The first setting in which two plans differ, in words.
+    """The first setting in which two plans `with_defaults` differ, in words.
 
     What the user named comes first, then what was asked for, then what follows from both: the executor
     that was chosen, say, has the name of the one that was asked for.
@@ -76,4 +88,5 @@ def _by_weight(plan: StorePlan) -> list[dict[str, Any]]:
     rest = plan.model_dump(mode="json")
     inputs, execution = rest.pop("inputs"), rest.pop("execution")
     settings = inputs.pop("settings", {})
-    return [inputs, settings, execution, rest]
+    card = {"temperature": inputs.pop("temperature", None)}
+    return [inputs, settings, card, execution, rest]

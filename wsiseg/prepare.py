@@ -35,7 +35,7 @@ COARSE_READ_PX = 2048
 """Side of the pieces in which an image is read for its tissue mask or its picture."""
 CELL = 4
 """Voxels a side of the grid on which the box round a body is found."""
-RGB_SHARE, MASK_SHARE, PYRAMID = 0.85, 0.05, 4 / 3
+RGB_SHARE, MASK_SHARE, CONFIDENCE_SHARE, PYRAMID = 0.85, 0.05, 0.7, 4 / 3
 """Bytes on disk per byte of pixels, on the safe side of what real slides gave, and for all levels."""
 _NOT_DECISIVE = {"readers", "device", "memory", "trust_code"}
 
@@ -136,13 +136,15 @@ def open_job(request: Request) -> Job:
     region = None
     if request.region is not None:
         region = polygon_region(request.region, grid=source.geometry.shape)
-    inputs = {
+    inputs: dict[str, Any] = {
         "input": fingerprint(request.input),
         "model": card.name,
         "model_identity": card.identity,
         "region": fingerprint(request.region) if request.region else None,
         "settings": request.config.model_dump(mode="json", exclude=_NOT_DECISIVE),
     }
+    if request.config.confidence or request.config.views != "none":
+        inputs["temperature"] = card.temperature  # else it decides no byte
     truth = None
     if request.annotations is not None:  # opened now: a mistake in it should not wait for the mask
         truth = open_truth(
@@ -265,7 +267,8 @@ def _on_level0(region: Region, shape: tuple[int, ...], l0_shape: tuple[int, ...]
 
 def estimated_bytes(job: Job) -> int:
     """Size of the result on disk, on the safe side."""
-    mask = float(np.prod(job.source.geometry.shape)) * MASK_SHARE
+    share = MASK_SHARE + (CONFIDENCE_SHARE if job.config.confidence else 0.0)
+    mask = float(np.prod(job.source.geometry.shape)) * share
     image = job.image_source
     bytes_each = job.source.num_channels * job.source.dtype.itemsize
     pixels = bytes_each * float(np.prod(image.geometry.shape)) * RGB_SHARE if image else 0.0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -15,6 +15,7 @@ from wsiseg.classes import VOID, MaskClass
 from wsiseg.geometry import Geometry
 from wsiseg.metrics import Scores
 from wsiseg.models.card import RESEARCH_USE
+from wsiseg.reliability import SURE
 from wsiseg.volume_scores import VolumeScores
 
 
@@ -29,6 +30,9 @@ class ClassArea(BaseModel):
     area_mm2: float | None = Field(description="None for volumes")
     volume_ml: float | None = Field(None, description="None for slides")
     share: float = Field(description="of all pixels that have a class, 0..1")
+    mean_confidence: float | None = Field(
+        None, description="probability of the class where a network chose it, 0..1; None if not asked for"
+    )
 
 
 class VoidReport(BaseModel):
@@ -65,6 +69,17 @@ class DiagnosisReport(BaseModel):
     picture: Path
 
 
+class ConfidenceReport(BaseModel):
+    """How sure the network was; where it decided nothing (glass, void) there is no confidence."""
+
+    model_config = ConfigDict(frozen=True)
+
+    pixels: int = Field(description="that a network decided")
+    mean: float | None = Field(description="of these pixels, 0..1")
+    picture: Path
+    nifti: Path | None = Field(None, description="of a volume: the confidence on the input's own grid")
+
+
 class Report(BaseModel):
     """Everything worth knowing about a segmented case. Stored as JSON beside the mask."""
 
@@ -87,6 +102,7 @@ class Report(BaseModel):
     tissue_share: float | None
     classes: tuple[ClassArea, ...]
     void: VoidReport
+    confidence: ConfidenceReport | None = None
     diagnosis: DiagnosisReport | None = None
     scores: Scores | None = None
     volume_scores: VolumeScores | None = None
@@ -116,10 +132,23 @@ class Stopwatch:
         return {name: round(value, 3) for name, value in self.seconds.items()}
 
 
+def mean_confidence(sums: Sequence[int]) -> float | None:
+    """Probability 0..1 from [pixels that a network decided, sum of their confidence]; None without pixels."""
+    pixels, total = sums
+    return total / (SURE * pixels) if pixels else None
+
+
 def class_areas(
-    counts: dict[int, int], classes: Sequence[MaskClass], *, geometry: Geometry
+    counts: dict[int, int],
+    classes: Sequence[MaskClass],
+    *,
+    geometry: Geometry,
+    sums: Mapping[int, Sequence[int]] | None = None,
 ) -> tuple[ClassArea, ...]:
-    """Area (volume) and share of every class from pixel counts by class index."""
+    """Area (volume) and share of every class from pixel counts by class index.
+
+    With `sums`, what `mean_confidence` takes, also the mean confidence.
+    """
     total = sum(n for value, n in counts.items() if value != VOID)
     flat = geometry.axes == "yx"
     # Slides are in µm and their areas in mm², volumes in mm and theirs in ml.
@@ -132,6 +161,7 @@ def class_areas(
             area_mm2=round(counts.get(c.index, 0) * size, 6) if flat else None,
             volume_ml=None if flat else round(counts.get(c.index, 0) * size, 6),
             share=counts.get(c.index, 0) / total if total else 0.0,
+            mean_confidence=mean_confidence((sums or {}).get(c.index, (0, 0))),
         )
         for c in classes
     )

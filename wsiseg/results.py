@@ -14,13 +14,28 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 from scipy import ndimage
 
-from wsiseg.exports import export_nifti, overlay_path, report_path
+from wsiseg.exports import (
+    confidence_nifti,
+    confidence_picture,
+    export_nifti,
+    overlay_path,
+    report_path,
+)
 from wsiseg.files import fingerprint, to_json, write_whole, writing
 from wsiseg.models.card import ModelCard
 from wsiseg.pictures import draw_case, draw_diagnosis
 from wsiseg.plan import StorePlan
 from wsiseg.prepare import Job, estimated_bytes
-from wsiseg.report import Report, Stopwatch, VoidReport, WorkReport, class_areas, versions
+from wsiseg.report import (
+    ConfidenceReport,
+    Report,
+    Stopwatch,
+    VoidReport,
+    WorkReport,
+    class_areas,
+    mean_confidence,
+    versions,
+)
 from wsiseg.scoring import score_case
 from wsiseg.store import CaseStore
 
@@ -43,7 +58,10 @@ def finished_report(job: Job, store: CaseStore, watch: Stopwatch) -> Report:
     """The report of a finished case: as it is, or anew where annotations differ or a file is gone."""
     path = report_path(job.request)
     given = job.request.annotations
-    if path.is_file() and overlay_path(job.request).is_file():
+    pictures = [overlay_path(job.request)]
+    if store.plan.confidence:
+        pictures.append(confidence_picture(job.request))
+    if all(file.is_file() for file in (path, *pictures)):
         try:
             report = Report.model_validate_json(path.read_bytes())
         except ValidationError:
@@ -61,14 +79,14 @@ def make_report(job: Job, store: CaseStore, watch: Stopwatch, *, status: Any) ->
     if job.truth is not None:
         with watch.stage("evaluate"):
             scores, volumetric = score_case(job, store, job.truth)
-    sizes = class_areas(_counts(entries), plan.classes, geometry=store.geometry)
+    sums = _confidence_sums(entries)
+    sizes = class_areas(_counts(entries), plan.classes, geometry=store.geometry, sums=sums)
     with watch.stage("overlay"):
         draw_case(job, store, sizes)
         diagnosis = draw_diagnosis(job, store)
     with watch.stage("export"):
-        nifti = export_nifti(job, store)
+        nifti, sure = export_nifti(job, store), confidence_nifti(job, store)
     void = _void(entries, total=math.prod(plan.shape))
-    given = request.annotations
     return _written(
         Report(
             case=request.case,
@@ -87,10 +105,11 @@ def make_report(job: Job, store: CaseStore, watch: Stopwatch, *, status: Any) ->
             tissue_share=(store.completion() or {}).get("tissue_share"),
             classes=sizes,
             void=void,
+            confidence=_confidence(job, store, sums, nifti=sure),
             diagnosis=diagnosis,
             scores=scores,
             volume_scores=volumetric,
-            annotations={"name": given.name, "file": fingerprint(given)} if given else None,
+            annotations=_annotations(request.annotations),
             seconds=watch.rounded(),
             bytes={"estimated": estimated_bytes(job), "store": _size(store.path)},
             remarks=_remarks(job, store, void),
@@ -104,12 +123,40 @@ def _written(report: Report) -> Report:
     return report
 
 
+def _annotations(given: Path | None) -> dict[str, Any] | None:
+    return {"name": given.name, "file": fingerprint(given)} if given else None
+
+
 def _counts(entries: Sequence[dict[str, Any]]) -> Counter[int]:
     """Pixels by mask value."""
     counts: Counter[int] = Counter()
     for entry in entries:
         counts.update({int(value): n for value, n in entry["counts"].items()})
     return counts
+
+
+def _confidence_sums(entries: Sequence[dict[str, Any]]) -> dict[int, list[int]]:
+    """By mask value: pixels that a network decided, and the sum of their confidence."""
+    sums: dict[int, list[int]] = {}
+    for entry in entries:
+        for value, found in entry.get("confidence", {}).get("sums", {}).items():
+            before = sums.get(int(value), [0, 0])
+            sums[int(value)] = [a + b for a, b in zip(before, found, strict=True)]
+    return sums
+
+
+def _confidence(
+    job: Job, store: CaseStore, sums: dict[int, list[int]], *, nifti: Path | None
+) -> ConfidenceReport | None:
+    if not store.plan.confidence:
+        return None
+    total = [sum(column) for column in zip([0, 0], *sums.values(), strict=True)]
+    return ConfidenceReport(
+        pixels=total[0],
+        mean=mean_confidence(total),
+        picture=confidence_picture(job.request),
+        nifti=nifti,
+    )
 
 
 def _void(entries: Sequence[dict[str, Any]], *, total: int) -> VoidReport:
@@ -173,6 +220,10 @@ def _remarks(job: Job, store: CaseStore, void: VoidReport) -> tuple[str, ...]:
     if job.region is not None:
         outside = void.outside_region_pixels / math.prod(store.plan.shape)
         remarks.append(f"{100 * outside:.3g} % of the slide lies outside the region and is void (255)")
+    if store.plan.confidence and "calibration" not in job.card.quality:
+        remarks.append(
+            "the card states no calibration of the model: its confidence may be too high or too low"
+        )
     if job.card.spacing is not None and job.card.spacing.assumed:
         remarks.append("the pixel size of the model's training data was assumed, not stated")
     windowed = execution["executor"] == "windowed"

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
+import numpy as np
+
 from wsiseg.annotations import Labels, label_volume, open_truth
-from wsiseg.annotations.labels import IndexLabels, check_size, open_index_image
-from wsiseg.classes import MaskClass
+from wsiseg.annotations.labels import IndexLabels, check_size, decoded, open_index_image
+from wsiseg.classes import VOID, MaskClass
 from wsiseg.errors import AnnotationError
 from wsiseg.files import to_json, write_whole, writing
-from wsiseg.geometry import Geometry
+from wsiseg.geometry import Geometry, Region
 from wsiseg.groups import ClassGroup
 from wsiseg.metrics import ConfusionMatrix, Scores, score
 from wsiseg.models.registry import DEFAULT_MODELS, load_card
 from wsiseg.prepare import Job
+from wsiseg.reliability import SURE, Calibration, Reliability
 from wsiseg.sources.base import Array
 from wsiseg.sources.native import Native
 from wsiseg.sources.volumes import open_volume
@@ -27,17 +31,38 @@ SCORE_BLOCK_PX = 1 << 22
 """Pixels that are compared at a time, whatever the number of axes."""
 
 
-def confusion(prediction: Labels, truth: Labels, *, num_classes: int) -> ConfusionMatrix:
-    """Confusion of two label grids of one shape, block by block: memory does not grow with the size."""
-    total = ConfusionMatrix.empty(num_classes)
-    ndim = len(truth.shape)
+def blocks(shape: tuple[int, ...]) -> Iterator[Region]:
+    """Regions that partition a grid: memory does not grow with its size."""
+    ndim = len(shape)
     side = int(SCORE_BLOCK_PX ** (1 / ndim))
-    plan = WindowPlan(shape=truth.shape, core=(side,) * ndim, halo=(0,) * ndim)
-    for window in plan.windows():
+    plan = WindowPlan(shape=shape, core=(side,) * ndim, halo=(0,) * ndim)
+    return (window.core for window in plan.windows())
+
+
+def confusion(prediction: Labels, truth: Labels, *, num_classes: int) -> ConfusionMatrix:
+    """Confusion of two label grids of one shape, block by block."""
+    total = ConfusionMatrix.empty(num_classes)
+    for block in blocks(truth.shape):
         total += ConfusionMatrix.of(
-            truth=truth.read(window.core), prediction=prediction.read(window.core), num_classes=num_classes
+            truth=truth.read(block), prediction=prediction.read(block), num_classes=num_classes
         )
     return total
+
+
+def calibration(confidence: Array, prediction: Labels, truth: Labels) -> Calibration:
+    """How far the confidence (*grid) uint8 of a prediction can be trusted, block by block.
+
+    Of pixels that truth states and a network decided.
+    """
+    pixels, right = np.zeros((2, SURE + 1), np.int64)
+    for block in blocks(truth.shape):
+        sure = decoded(confidence, block, name="the confidence of the prediction")
+        stated, predicted = truth.read(block), prediction.read(block)
+        counted = (sure > 0) & (stated != VOID) & (predicted != VOID)
+        pixels += np.bincount(sure[counted], minlength=SURE + 1)
+        right += np.bincount(sure[counted & (stated == predicted)], minlength=SURE + 1)
+    values = np.arange(SURE + 1) / SURE
+    return Reliability.of(values, pixels=pixels, right=right).table
 
 
 def store_labels(store: CaseStore) -> IndexLabels:
@@ -58,6 +83,7 @@ class Prediction:
     native: Native | None = None
     groups: tuple[ClassGroup, ...] = ()
     background: int | None = None
+    confidence: Array | None = None
 
     def against(self, truth: Labels) -> tuple[Scores, VolumeScores | None]:
         """Scores against truth on the same grid; those of volumes where voxels have a size in mm."""
@@ -84,9 +110,13 @@ def score_case(job: Job, store: CaseStore, truth: Labels) -> tuple[Scores, Volum
 
 
 class Evaluation(Scores):
-    """Scores of a mask; for volumes with distances and volumes of classes and groups."""
+    """Scores of a mask; for volumes with distances and volumes of classes and groups.
+
+    With `calibration` where a store says how sure the network was.
+    """
 
     volume_scores: VolumeScores | None = None
+    calibration: Calibration | None = None
 
 
 def evaluate(
@@ -110,7 +140,10 @@ def evaluate(
     marks = open_truth(truth, geometry=given.geometry, classes=given.classes, native=given.native)
     check_size(marks.shape, geometry=given.geometry, name=str(truth))
     scores, volumes = given.against(marks)
-    made = Evaluation(**dict(scores), volume_scores=volumes)
+    trusted = None
+    if given.confidence is not None:
+        trusted = calibration(given.confidence, given.labels, marks)
+    made = Evaluation(**dict(scores), volume_scores=volumes, calibration=trusted)
     if out is not None:
         with writing(Path(out)):
             write_whole(Path(out), to_json(made.model_dump(mode="json")))
@@ -128,6 +161,7 @@ def _of_store(path: Path, model: str | Path | None) -> Prediction:
         store.geometry,
         groups=card.groups if card else (),
         background=card.background if card else background,
+        confidence=cast("Array | None", store.confidence()),
     )
 
 

@@ -4,6 +4,7 @@
     ├── zarr.json            multiscale image: "0", "1", ... or, without an image, the mask's levels
     ├── 0, 1, ...            image pyramid (c, y, x) uint8
     ├── labels/tissue/0, 1   mask pyramid (y, x) uint8
+    ├── confidence/0, 1      where it was asked for: 255 times the probability of the mask's class, uint8
     ├── diagnosis            probabilities per window (c, y, x) float32, where the network has them
     └── ledger/              plan.json, slab-00000.json, ..., complete.json, tissue.npz, stats.json
 
@@ -14,8 +15,9 @@ slab is a row of whole shards, so no shard is ever written in two pieces.
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,21 +25,20 @@ from typing import Any
 import numpy as np
 import zarr
 from numpy.typing import NDArray
-from zarr.errors import BaseZarrError
 
 from wsiseg.errors import ConfigMismatch, IncompleteStore, StoreError
-from wsiseg.files import content_hash, writing
+from wsiseg.files import writing
 from wsiseg.geometry import Geometry
 from wsiseg.ledger import Ledger
 from wsiseg.ngff import image_metadata, label_group_metadata, label_metadata
-from wsiseg.plan import StorePlan, difference, plan_of
-from wsiseg.pyramid import build_levels, create_array, level_hash, mean, pick
+from wsiseg.plan import StorePlan, difference, plan_of, with_defaults
+from wsiseg.pyramid import Pyramid, holds, level_hash, mean, mean_of_decided, pick
+from wsiseg.tallies import confidence_sums, value_counts
 from wsiseg.windows import Slab, slabs
 
 LABEL = "tissue"
 MASK = f"labels/{LABEL}"
-COUNTED_PX = 1 << 22
-"""Pixels that are counted at a time."""
+CONFIDENCE = "confidence"
 Mask = NDArray[np.uint8]
 Image = NDArray[Any]
 Map = NDArray[np.float32]
@@ -51,6 +52,19 @@ class CaseStore:
         self.plan = plan
         self.ledger = Ledger(path / "ledger", plan=plan)
         self.slabs: list[Slab] = slabs(plan.shape[0], rows=plan.slab_rows)
+        self._mask = Pyramid(path / MASK, plan.shape, plan.axes, plan.slab_rows, plan.chunk, pick)
+        self._confidence = self._image = None
+        if plan.confidence:
+            self._confidence = dataclasses.replace(
+                self._mask, folder=path / CONFIDENCE, shrink=mean_of_decided
+            )
+        if plan.image_shape is not None:
+            shape = (plan.image_channels, *plan.image_shape)
+            self._image = Pyramid(path, shape, plan.axes, plan.image_rows, plan.chunk, mean, plan.image_dtype)
+
+    @property
+    def _pyramids(self) -> list[Pyramid]:
+        return [p for p in (self._mask, self._confidence, self._image) if p is not None]
 
     @classmethod
     def create_or_resume(cls, path: Path, plan: StorePlan, *, overwrite: bool = False) -> CaseStore:
@@ -72,10 +86,11 @@ class CaseStore:
                 return store
         begun = cls(path, recorded)
         # A finished mask stays valid on a machine that would compute other floats.
-        same = recorded.inputs == plan.inputs if begun.completion() else recorded == plan
+        old, new = with_defaults(recorded), with_defaults(plan)
+        same = old.inputs == new.inputs if begun.completion() else old == new
         if not same:
             raise ConfigMismatch(
-                f"{path} was begun with other settings: {difference(recorded, plan)}; use --overwrite "
+                f"{path} was begun with other settings: {difference(old, new)}; use --overwrite "
                 "to start again, or another --out"
             )
         for leftover in path.rglob("*.partial"):  # of a process that was killed while it wrote
@@ -125,13 +140,18 @@ class CaseStore:
 
     def mask(self, level: int = 0) -> zarr.Array[Any]:
         """The mask, class indices (*axes) uint8."""
-        return zarr.open_array(self.path / MASK / str(level), mode="r+")
+        return self._mask.level(level)
+
+    def confidence(self, level: int = 0) -> zarr.Array[Any] | None:
+        """How sure the network was of the mask (*axes) uint8, or None if the store does not say.
+
+        255 is a probability of 1; 0 is where no network decided: glass, void.
+        """
+        return None if self._confidence is None else self._confidence.level(level)
 
     def image(self, level: int = 0) -> zarr.Array[Any] | None:
         """The stored image (C, *axes) uint8, or None if the store has none."""
-        if self.plan.image_shape is None:
-            return None
-        return zarr.open_array(self.path / str(level), mode="r+")
+        return None if self._image is None else self._image.level(level)
 
     def image_slabs(self, slab: Slab) -> list[Slab]:
         """Pieces of the stored image that are written with a slab of the mask: those that end in it."""
@@ -151,43 +171,38 @@ class CaseStore:
         labels = root.create_group("labels")
         labels.attrs["ome"] = label_group_metadata([LABEL])
         labels.create_group(LABEL)
-        mask = self.path / MASK / "0"
-        create_array(mask, shape=plan.shape, axes=plan.axes, rows=plan.slab_rows, chunk=plan.chunk)
-        if plan.image_shape is not None:
-            create_array(
-                self.path / "0",
-                shape=(plan.image_channels, *plan.image_shape),
-                axes=plan.axes,
-                rows=plan.image_rows,
-                chunk=plan.chunk,
-                dtype=plan.image_dtype,
-            )
+        if plan.confidence:
+            root.create_group(CONFIDENCE)
+        for pyramid in self._pyramids:
+            pyramid.create()
         # Last: a store without a plan is one to which nothing was written.
         self.ledger.write("plan.json", plan.model_dump_json(indent=1).encode())
 
-    def write(self, slab: Slab, mask: Mask, *, record: dict[str, Any]) -> None:
+    def write(
+        self, slab: Slab, mask: Mask, *, record: dict[str, Any], confidence: Mask | None = None
+    ) -> None:
         """Write the finished rows of a slab: the data, then the ledger entry. Raises StoreError."""
-        expected = (slab.rows.stop - slab.rows.start, *self.plan.shape[1:])
-        if mask.shape != expected:
-            raise ValueError(f"slab {slab.index} needs {expected} pixels, got {mask.shape}")
+        if confidence is None and self._confidence is not None:
+            raise ValueError(f"slab {slab.index} comes without a confidence, which its store keeps")
+        if confidence is not None and self._confidence is None:
+            raise ValueError(f"slab {slab.index} comes with a confidence, which its store does not keep")
         with writing(self.path):
-            self.mask()[slab.rows] = mask
-        counts = _counts(mask)
-        entry = {
-            "rows": [slab.rows.start, slab.rows.stop],
-            "sha256": content_hash(mask),
-            "counts": {str(v): int(counts[v]) for v in np.flatnonzero(counts)},
-            **record,
-        }
-        self.ledger.record(_entry_name(slab), entry)
+            entry: dict[str, Any] = {
+                "rows": [slab.rows.start, slab.rows.stop],
+                "sha256": self._mask.write(slab.rows, mask),
+                "counts": value_counts(mask),
+            }
+            if confidence is not None and self._confidence is not None:
+                sha256 = self._confidence.write(slab.rows, confidence)
+                entry["confidence"] = {"sha256": sha256, "sums": confidence_sums(mask, confidence)}
+        self.ledger.record(_entry_name(slab), entry | record)
 
     def write_image(self, piece: Slab, image: Image) -> list[Any]:
         """Write rows of the stored image (C, rows, ...); returns rows and hash for the slab's record."""
-        array = self.image()
-        assert array is not None
+        assert self._image is not None
         with writing(self.path):
-            array[:, piece.rows] = image
-        return [piece.rows.start, piece.rows.stop, content_hash(image)]
+            sha256 = self._image.write(piece.rows, image)
+        return [piece.rows.start, piece.rows.stop, sha256]
 
     def complete(self, record: dict[str, Any], *, maps: Mapping[str, Map] | None = None) -> None:
         """Build the pyramids and metadata, then say "complete". Raises StoreError.
@@ -199,49 +214,40 @@ class CaseStore:
             raise IncompleteStore(f"{self.path} has {len(pending)} slabs still to be written")
         plan = self.plan
         with writing(self.path):
-            made = build_levels(self.path / MASK, axes=plan.axes, chunk=plan.chunk, shrink=pick)
-            mask_levels = [f"{MASK}/{n}" for n in range(1 + len(made))]
-            hashes = {f"{MASK}/{name}": value for name, value in made.items()}
-            image_levels = []
-            if plan.image_shape is not None:
-                made = build_levels(self.path, axes=plan.axes, chunk=plan.chunk, shrink=mean)
-                image_levels = [str(n) for n in range(1 + len(made))]
-                hashes |= made
+            hashes: dict[str, str] = {}
+            for pyramid in self._pyramids:
+                made = pyramid.build()
+                hashes |= {self._name(pyramid, level): value for level, value in made.items()}
+                self._describe(pyramid, levels=1 + len(made))
             for name, values in (maps or {}).items():
                 names = ("c", *plan.axes)
                 zarr.create_array(self.path / name, data=values, dimension_names=names, overwrite=True)
                 hashes[name] = level_hash(self.path / name, axes=plan.axes, chunk=plan.chunk)
-            self._describe(mask_levels, image_levels)
         self.ledger.record("complete.json", {"levels": hashes, **record})
 
-    def _describe(self, mask_levels: list[str], image_levels: list[str]) -> None:
-        """OME metadata of image and mask; without an image the mask is the root's image too."""
+    def _name(self, pyramid: Pyramid, level: str) -> str:
+        """Of a level, as a path in the store."""
+        return (pyramid.folder / level).relative_to(self.path).as_posix()
+
+    def _describe(self, pyramid: Pyramid, *, levels: int) -> None:
+        """OME metadata of image, mask and confidence; without an image the mask is the root's image too."""
         plan = self.plan
-        root = zarr.open_group(self.path, mode="r+")
-        root.attrs["ome"] = image_metadata(
-            name=plan.case,
-            paths=image_levels or mask_levels,
-            axes=plan.axes,
-            spacing=plan.image_spacing or plan.spacing,
-            unit=plan.unit,
-            channels=bool(image_levels),
-        )
-        label = zarr.open_group(self.path / MASK, mode="r+")
-        label.attrs["ome"] = label_metadata(
-            name=LABEL,
-            levels=len(mask_levels),
-            axes=plan.axes,
-            spacing=plan.spacing,
-            unit=plan.unit,
-            classes=plan.classes,
-        )
+        names = [str(n) for n in range(levels)]
+        place: dict[str, Any] = {"axes": plan.axes, "spacing": plan.spacing, "unit": plan.unit}
+        group = zarr.open_group(pyramid.folder, mode="r+")
+        if pyramid is self._image:
+            place["spacing"] = plan.image_spacing
+            group.attrs["ome"] = image_metadata(name=plan.case, paths=names, channels=True, **place)
+        elif pyramid is self._confidence:
+            group.attrs["ome"] = image_metadata(name=CONFIDENCE, paths=names, channels=False, **place)
+        else:
+            group.attrs["ome"] = label_metadata(name=LABEL, levels=levels, classes=plan.classes, **place)
+            if self._image is None:
+                root = zarr.open_group(self.path, mode="r+")
+                paths = [self._name(pyramid, name) for name in names]
+                root.attrs["ome"] = image_metadata(name=plan.case, paths=paths, channels=False, **place)
 
     # Checking.
-
-    @staticmethod
-    def _rows_hash(open_array: Callable[[], zarr.Array[Any] | None], rows: tuple[slice, ...]) -> str:
-        array = open_array()
-        return "" if array is None else content_hash(np.asarray(array[rows]))
 
     def verify(self) -> list[str]:
         """Recompute every hash; returns a sentence for each piece that is not what was written."""
@@ -256,39 +262,29 @@ class CaseStore:
             lost = [index for index, entry in by_slab.items() if entry is None]
             problems += [f"the ledger entry of slab {index} is missing or damaged" for index in lost]
         for entry in entries:
-            start, stop = entry["rows"]
-            if not _holds(entry["sha256"], partial(self._rows_hash, self.mask, (slice(start, stop),))):
-                problems.append(f"mask rows {start} to {stop} are not what was written")
-            for first, last, recorded in entry["image"]:
-                rows = (slice(None), slice(first, last))
-                if not _holds(recorded, partial(self._rows_hash, self.image, rows)):
-                    problems.append(f"image rows {first} to {last} are not what was written")
+            problems += [
+                f"{what} rows {start} to {stop} are not what was written"
+                for what, pyramid, (start, stop, recorded) in self._written(entry)
+                if not pyramid.holds(slice(start, stop), recorded)
+            ]
         for name, recorded in (completion or {}).get("levels", {}).items():
             compute = partial(level_hash, self.path / name, axes=self.plan.axes, chunk=self.plan.chunk)
-            if not _holds(recorded, compute):
+            if not holds(recorded, compute):
                 problems.append(f"pyramid level {name} is not what was written")
         return problems
 
-
-def _counts(mask: Mask) -> NDArray[np.int64]:
-    """How often each value occurs, counted in pieces: bincount makes 8 bytes of every pixel."""
-    counts = np.zeros(256, np.int64)
-    flat = mask.reshape(-1)
-    for start in range(0, flat.size, COUNTED_PX):
-        counts += np.bincount(flat[start : start + COUNTED_PX], minlength=256)
-    return counts
+    def _written(self, entry: dict[str, Any]) -> list[tuple[str, Pyramid, list[Any]]]:
+        """What a ledger entry says was written: name, where, and first row, last row and hash."""
+        written = [("mask", self._mask, [*entry["rows"], entry["sha256"]])]
+        if self._confidence is not None:
+            written.append((CONFIDENCE, self._confidence, [*entry["rows"], entry[CONFIDENCE]["sha256"]]))
+        if self._image is not None:
+            written += [("image", self._image, piece) for piece in entry["image"]]
+        return written
 
 
 def _entry_name(slab: Slab) -> str:
     return f"slab-{slab.index:05d}.json"
-
-
-def _holds(recorded: str, compute: Callable[[], str]) -> bool:
-    """True if the hash is as recorded; False too where the data cannot even be decoded."""
-    try:
-        return compute() == recorded
-    except (OSError, ValueError, RuntimeError, BaseZarrError):
-        return False
 
 
 def open_store(path: str | Path) -> CaseStore:

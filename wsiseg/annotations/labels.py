@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,6 +43,16 @@ def check_indices(values: Indices, *, classes: Sequence[MaskClass], name: str) -
     return values
 
 
+def decoded(array: Array, region: Region, *, name: str) -> NDArray[Any]:
+    """The values of a region of an array. Raises AnnotationError where they cannot be decoded."""
+    try:
+        return np.asarray(array[region])
+    except (RuntimeError, ValueError, OSError) as err:
+        raise AnnotationError(
+            f"{name} has pixels that cannot be decoded, near row {region[0].start}: {err}"
+        ) from None
+
+
 class IndexLabels:
     """A class-index image: anything that slices to (*region) or (*region, 3) with R = G = B."""
 
@@ -62,12 +72,7 @@ class IndexLabels:
         self.shape = shape
 
     def read(self, region: Region) -> Indices:
-        try:
-            values = np.asarray(self._array[region])
-        except (RuntimeError, ValueError, OSError) as err:
-            raise AnnotationError(
-                f"{self._name} has pixels that cannot be decoded, near row {region[0].start}: {err}"
-            ) from None
+        values = decoded(self._array, region, name=self._name)
         if values.ndim > len(region):
             color = values[..., :3]
             if color.shape[-1] == 3 and not (color == color[..., :1]).all():

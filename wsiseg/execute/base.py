@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from wsiseg.classes import VOID
+from wsiseg.execute.decision import Confidence
 from wsiseg.geometry import Region
 from wsiseg.resample import mix, mixed_rows, needed_rows, sample, taps
 from wsiseg.sources.cached import CachedSource
@@ -24,13 +26,14 @@ Wanted = Callable[[Region], bool]
 class Rows:
     """Finished rows of the mask on the model's grid: class indices, VOID where not decodable.
 
-    `scores` are there if the executor was made to keep them. Where nothing was wanted the values mean
-    nothing.
+    `scores` and `confidence` are there if the executor was made to keep them. Where nothing was wanted the
+    values mean nothing.
     """
 
     rows: slice
     mask: NDArray[np.uint8]  # (rows, ...)
     scores: NDArray[np.float32] | None = None  # (K, rows, ...)
+    confidence: NDArray[np.uint8] | None = None  # (rows, ...)
 
 
 @dataclass
@@ -98,16 +101,25 @@ class _Held:
         """All that is held, in one piece, without the rows above `before`."""
         rows = slice(min(max(self.top, before), self.stop), self.stop)
         drop = rows.start - self.top
-        mask = (
-            np.concatenate([p.mask for p in self._pieces]) if len(self._pieces) > 1 else self._pieces[0].mask
-        )
-        scores = None
-        if self._pieces[0].scores is not None:
-            scores = np.concatenate([p.scores for p in self._pieces if p.scores is not None], axis=1)[
-                :, drop:
-            ]
-        self._pieces = [Rows(rows, mask[drop:], scores)]
+        mask = _joined([p.mask for p in self._pieces])
+        scores = _joined([p.scores for p in self._pieces if p.scores is not None], axis=1)
+        confidence = _joined([p.confidence for p in self._pieces if p.confidence is not None])
+        assert mask is not None  # every piece has one
+        self._pieces = [
+            Rows(
+                rows,
+                mask[drop:],
+                None if scores is None else scores[:, drop:],
+                None if confidence is None else confidence[drop:],
+            )
+        ]
         return self._pieces[0]
+
+
+def _joined(parts: Sequence[NDArray[Any]], *, axis: int = 0) -> NDArray[Any] | None:
+    if len(parts) < 2:
+        return parts[0] if parts else None
+    return np.concatenate(parts, axis=axis)
 
 
 def rows_for(part: slice, *, size: int, from_size: int, scores: bool) -> slice:
@@ -119,6 +131,14 @@ def rows_for(part: slice, *, size: int, from_size: int, scores: bool) -> slice:
     return slice(min(need.start, mixed.start), max(need.stop, mixed.stop))
 
 
+class OnLevel0(NamedTuple):
+    """A slab of the level-0 mask, and of the confidence if it is asked for; the taker may write on both."""
+
+    slab: Slab
+    mask: NDArray[np.uint8]
+    confidence: NDArray[np.uint8] | None
+
+
 def to_level0(
     pieces: Iterator[Rows],
     slabs: Sequence[Slab],
@@ -126,11 +146,13 @@ def to_level0(
     shape: tuple[int, ...],
     from_shape: tuple[int, ...],
     scores: bool = False,
-) -> Iterator[tuple[Slab, NDArray[np.uint8]]]:
+    confidence: Confidence | None = None,
+) -> Iterator[OnLevel0]:
     """Each slab of the level-0 mask (a grid of `shape`), as soon as its rows of the model's grid are there.
 
     Class indices are taken by pixel centres, or with `scores` are those of the highest mixed score; what a
-    later slab needs again is carried over.
+    later slab needs again is carried over. The confidence is that of the pieces, taken in the same way, or
+    with `scores` what `confidence` makes of the mixed ones.
     """
     held = _Held()
     for slab in slabs:
@@ -139,21 +161,38 @@ def to_level0(
         while held.stop < need.stop:
             held.add(next(pieces))
         have = held.join(before=need.start)
-        whole = (slab.rows, *(slice(0, n) for n in shape[1:]))
-        mask = sample(have.mask, whole, shape=shape, from_shape=from_shape, first_row=have.rows.start)
-        # The caller writes on it, and what is held may share its memory.
-        mask = mask.copy()
+        made = _by_centres(have, slab, shape=shape, from_shape=from_shape)
         if scores:
-            _choose_by_scores(mask, slab.rows, have, shape=shape, from_shape=from_shape)
-        yield slab, mask
-        del have, mask  # before more rows are computed
+            if confidence is not None:
+                made = made._replace(confidence=np.empty_like(made.mask))
+            _choose_by_scores(made, have, shape=shape, from_shape=from_shape, confidence=confidence)
+        yield made
+        del have, made  # before more rows are computed
+
+
+def _by_centres(have: Rows, slab: Slab, *, shape: tuple[int, ...], from_shape: tuple[int, ...]) -> OnLevel0:
+    """What a slab takes of the model's grid, pixel by pixel."""
+    whole = (slab.rows, *(slice(0, n) for n in shape[1:]))
+
+    def taken(values: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        found = sample(values, whole, shape=shape, from_shape=from_shape, first_row=have.rows.start)
+        # The caller writes on it, and what is held may share its memory.
+        return found.copy()
+
+    return OnLevel0(slab, taken(have.mask), None if have.confidence is None else taken(have.confidence))
 
 
 def _choose_by_scores(
-    mask: NDArray[np.uint8], rows: slice, have: Rows, *, shape: tuple[int, ...], from_shape: tuple[int, ...]
+    made: OnLevel0,
+    have: Rows,
+    *,
+    shape: tuple[int, ...],
+    from_shape: tuple[int, ...],
+    confidence: Confidence | None,
 ) -> None:
-    """Replace class indices by those of the highest score after mixing, except VOID."""
+    """Replace class indices by those of the highest score after mixing, except VOID; fill the confidence."""
     assert have.scores is not None
+    rows = made.slab.rows
     count = max(1, MIX_BYTES // (4 * len(have.scores) * math.prod(shape[1:])))
     for start in range(rows.start, rows.stop, count):
         part = slice(start, min(start + count, rows.stop))
@@ -164,6 +203,8 @@ def _choose_by_scores(
             along = part if axis == 0 else slice(0, size)
             first = used.start if axis == 0 else 0
             mixed = mix(mixed, taps(along, size=size, from_size=from_size), axis=axis + 1, start=first)
+        own = slice(part.start - rows.start, part.stop - rows.start)
         best = mixed.argmax(axis=0).astype(np.uint8)
-        own = mask[part.start - rows.start : part.stop - rows.start]
-        own[own != VOID] = best[own != VOID]
+        np.copyto(made.mask[own], best, where=made.mask[own] != VOID)
+        if confidence is not None and made.confidence is not None:
+            made.confidence[own] = confidence(torch.from_numpy(mixed)).numpy()

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from wsiseg.classes import VOID
 from wsiseg.execute.base import Rows, Wanted, Work
+from wsiseg.execute.decision import Confidence, Decision
 from wsiseg.execute.lines import LineStream, Made
 from wsiseg.execute.schedule import Schedule, make_schedule, needed_rows
 from wsiseg.geometry import Region
@@ -31,13 +32,19 @@ Fetched = Callable[[], NDArray[Any]]
 class Streaming:
     """A fully convolutional network over an image of `shape`, `band` rows at a time.
 
-    A band as high as the padded image means one forward pass. With `scores` these come with the mask.
-    Raises ModelError where the network cannot be streamed, ValueError where the band is no multiple of
-    its output stride.
+    A band as high as the padded image means one forward pass. With `scores` or `confidence` these come with
+    the mask. Raises ModelError where the network cannot be streamed, ValueError where the band is no
+    multiple of its output stride.
     """
 
     def __init__(
-        self, predictor: NetworkPredictor, shape: tuple[int, ...], *, band: int, scores: bool = False
+        self,
+        predictor: NetworkPredictor,
+        shape: tuple[int, ...],
+        *,
+        band: int,
+        scores: bool = False,
+        confidence: Confidence | None = None,
     ) -> None:
         card = predictor.card
         graph = NetworkGraph(predictor.network, enlarge=card.windows.output_scale, ndim=len(shape))
@@ -48,7 +55,7 @@ class Streaming:
         self._predictor = predictor
         self._shape = shape
         self._classes = len(card.classes)
-        self._keep_scores = scores
+        self._decision = Decision(scores, confidence)
         self._device = Device(predictor.device)
         self._begin = cache(self._first_band)  # asked for every piece, more than once
         self._unread = 0  # the first row that may still be read
@@ -112,8 +119,7 @@ class Streaming:
 
     def _blank(self, rows: slice) -> Rows:
         shape = (rows.stop - rows.start, *self._shape[1:])
-        scores = np.zeros((self._classes, *shape), np.float32) if self._keep_scores else None
-        return Rows(rows, np.zeros(shape, np.uint8), scores)
+        return Rows(rows, **self._decision.blank(shape, num_classes=self._classes))
 
     def _stretches(self, first: int, wanted: Wanted) -> Iterator[slice]:
         """Rows computed in one go: between two of them lies more than a receptive field of nothing."""
@@ -149,7 +155,7 @@ class Streaming:
                 void.append((slice(*rows), ~pixels.valid))
             return self._predictor.inputs(self._device.load(pixels.values))
 
-        waiting: tuple[slice, list[Fetched]] | None = None
+        waiting: tuple[slice, dict[str, Fetched]] | None = None
         for outputs in self._scores(feed, stretch):
             if outputs is None:
                 continue
@@ -157,12 +163,11 @@ class Streaming:
             if not stretch.start <= start < stretch.stop:  # needed by another output only
                 continue
             rows = slice(start, min(stop, self._shape[0]))
-            inside = (slice(0, rows.stop - start), *(slice(0, n) for n in self._shape[1:]))
-            made = [scores[0].max(dim=0).indices.to(torch.uint8)[inside]]
-            if self._keep_scores:
-                made.append(scores[0][(slice(None), *inside)])
+            inside: Any = (..., slice(0, rows.stop - start), *(slice(0, n) for n in self._shape[1:]))
+            made = {name: values[inside] for name, values in self._decision.of(scores[0]).items()}
             # While the device works on this band, the rows of the one before are handed on.
-            ready, waiting = waiting, (rows, [self._device.fetch(tensor) for tensor in made])
+            fetched = {name: self._device.fetch(values) for name, values in made.items()}
+            ready, waiting = waiting, (rows, fetched)
             if not self._device.overlaps:
                 ready, waiting = waiting, None
             if ready is not None:
@@ -184,11 +189,12 @@ class Streaming:
     def _finish(
         self,
         rows: slice,
-        fetched: list[Fetched],
+        fetched: dict[str, Fetched],
         void: list[tuple[slice, NDArray[np.bool_]]],
     ) -> Rows:
         """A piece of the mask with VOID where the image could not be decoded."""
-        mask, *scores = (fetch() for fetch in fetched)
+        made = {name: fetch() for name, fetch in fetched.items()}
+        mask = made["mask"]
         for have, invalid in void:
             part = slice(max(rows.start, have.start), min(rows.stop, have.stop))
             if part.start < part.stop:
@@ -196,8 +202,9 @@ class Streaming:
                 lines = invalid[(slice(part.start - have.start, part.stop - have.start), *inside)]
                 mask[part.start - rows.start : part.stop - rows.start][lines] = VOID
         void[:] = [entry for entry in void if entry[0].stop > rows.stop]
-        # What is kept may be a view of a whole band.
-        return Rows(rows, mask, scores[0].copy() if scores else None)
+        if "scores" in made:  # a view of a whole band, perhaps
+            made["scores"] = made["scores"].copy()
+        return Rows(rows, **made)
 
 
 class Device:
@@ -221,7 +228,7 @@ class Device:
         return there
 
     def fetch(self, mask: Tensor) -> Fetched:
-        """Begins to copy a mask, or scores; what comes back waits for it."""
+        """Begins to copy a mask, or what comes with it; what comes back waits for it."""
         if self._uploads is None:
             return mask.numpy
         host = torch.empty(mask.shape, dtype=mask.dtype, pin_memory=True)

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from wsiseg.classes import VOID
 from wsiseg.execute.base import Rows, Wanted, Work
+from wsiseg.execute.decision import Confidence, Decision
 from wsiseg.geometry import clip, region_shape, relative_to
-from wsiseg.memory import zeros_apart
 from wsiseg.predict import Predictor
 from wsiseg.sources.base import Array, all_true, channels_last
 from wsiseg.sources.cached import CachedSource
@@ -25,19 +25,27 @@ class Windowed:
     """Any network, window by window: equal to one window over everything where the halo suffices.
 
     `plan` lies on the model's grid; `taper` is the half-width in pixels of the cross-fade between
-    neighbours, 0 to keep cores; with `scores` these come with the mask. Raises ValueError where the taper
-    does not fit the plan.
+    neighbours, 0 to keep cores; with `scores` or `confidence` these come with the mask. Raises ValueError
+    where the taper does not fit the plan.
     """
 
     def __init__(
-        self, predictor: Predictor, plan: WindowPlan, *, taper: int = 0, batch: int = 1, scores: bool = False
+        self,
+        predictor: Predictor,
+        plan: WindowPlan,
+        *,
+        taper: int = 0,
+        batch: int = 1,
+        scores: bool = False,
+        confidence: Confidence | None = None,
     ) -> None:
         check_taper(plan, taper)
         self._predictor = predictor
         self._plan = plan
         self._taper = taper
         self._batch = batch
-        self._classes = len(predictor.card.classes) if scores else 0
+        self._classes = len(predictor.card.classes)
+        self._decision = Decision(scores, confidence)
         self.work = Work()
 
     def _first_number(self, row: int) -> int:
@@ -49,7 +57,7 @@ class Windowed:
 
     def run(self, source: CachedSource, *, first_row: int, wanted: Wanted) -> Iterator[Rows]:
         first, count = self._first_number(first_row), self._plan.grid[0]
-        stitcher = Stitcher(self._plan, taper=self._taper, classes=self._classes)
+        stitcher = Stitcher(self._plan, self._decision, taper=self._taper, num_classes=self._classes)
         shape = (self._batch, *self._plan.window_shape)
         images = channels_last(source.num_channels, shape, fill=source.outside, dtype=source.dtype)
         images = images.swapaxes(0, 1)  # (B, C, *window)
@@ -95,19 +103,18 @@ class Windowed:
 
 
 class Stitcher:
-    """Scores of windows, row of windows by row of windows, to class indices.
+    """Scores of windows, row of windows by row of windows, to class indices and what else is decided.
 
     Without taper a window's core is its own. With taper scores are added up with weights that sum to
-    one by construction, and what the next row of windows adds to is carried over. With a number of
-    `classes` their scores are kept too.
+    one by construction, and what the next row of windows adds to is carried over.
     """
 
-    def __init__(self, plan: WindowPlan, *, taper: int, classes: int = 0) -> None:
+    def __init__(self, plan: WindowPlan, decision: Decision, *, taper: int, num_classes: int) -> None:
         self._plan = plan
+        self._decision = decision
         self._taper = taper
-        self._classes = classes
-        self._scores: NDArray[np.float32] | None = None  # of the rows of _mask
-        self._mask: NDArray[np.uint8] | None = None  # rows of the current row of windows
+        self._classes = num_classes
+        self._made: dict[str, NDArray[Any]] | None = None  # rows of the current row of windows
         self._void: list[tuple[tuple[slice, ...], NDArray[np.bool_]]] = []
         self._sums: Tensor | None = None  # (K, rows + taper on both sides, ...)
         self._top = 0  # row of the image at which _sums begins
@@ -116,11 +123,11 @@ class Stitcher:
         """Take in the scores (K, *window) and validity (*window) of one window."""
         core = relative_to(window.core, window.read)
         if self._taper == 0:
-            best = scores[(slice(None), *core)].max(dim=0).indices.to(torch.uint8)
-            self._rows_mask(window)[self._in_rows(window)] = best.cpu().numpy()
-            if self._scores is not None:
-                own = scores[(slice(None), *core)].cpu().numpy()
-                self._scores[(slice(None), *self._in_rows(window))] = own
+            if self._made is None:
+                self._made = self._blank(region_shape(window.core)[0])
+            place: tuple[Any, ...] = (..., *self._in_rows(window))
+            for name, values in self._decision.of(scores[(slice(None), *core)]).items():
+                self._made[name][place] = values.cpu().numpy()
         else:
             self._add_weighted(window, scores)
         if not all_true(valid):
@@ -134,23 +141,15 @@ class Stitcher:
         if taper:
             start -= taper if number else 0
             stop -= taper if number + 1 < plan.grid[0] else 0
-            mask = self._finish_weighted(start, stop)
+            made = self._finish_weighted(start, stop)
         else:
-            mask = self._mask if self._mask is not None else self._blank(stop - start)
-        scores, self._mask = self._scores, None
-        self._apply_void(mask, slice(start, stop))
-        return Rows(slice(start, stop), mask, scores)
+            made = self._made if self._made is not None else self._blank(stop - start)
+        self._made = None
+        self._apply_void(made["mask"], slice(start, stop))
+        return Rows(slice(start, stop), **made)
 
-    def _blank(self, rows: int) -> NDArray[np.uint8]:
-        shape = (rows, *self._plan.shape[1:])
-        if self._classes:
-            self._scores = zeros_apart((self._classes, *shape), np.float32)
-        return zeros_apart(shape, np.uint8)
-
-    def _rows_mask(self, window: Window) -> NDArray[np.uint8]:
-        if self._mask is None:
-            self._mask = self._blank(region_shape(window.core)[0])
-        return self._mask
+    def _blank(self, rows: int) -> dict[str, NDArray[Any]]:
+        return self._decision.blank((rows, *self._plan.shape[1:]), num_classes=self._classes)
 
     def _in_rows(self, window: Window) -> tuple[slice, ...]:
         first, *rest = window.core
@@ -172,19 +171,17 @@ class Stitcher:
         rows_of = slice(place[0].start - self._top, place[0].stop - self._top)
         self._sums[(slice(None), rows_of, *place[1:])] += weighted
 
-    def _finish_weighted(self, start: int, stop: int) -> NDArray[np.uint8]:
+    def _finish_weighted(self, start: int, stop: int) -> dict[str, NDArray[Any]]:
         if self._sums is None:  # nothing wanted here, nor carried over
             return self._blank(stop - start)
         ready = self._sums[:, max(0, start - self._top) : stop - self._top]
-        best = ready.max(dim=0).indices.to(torch.uint8).cpu().numpy()
-        if self._classes:
-            self._scores = ready.cpu().numpy()
+        made = {name: values.cpu().numpy() for name, values in self._decision.of(ready).items()}
         carried = self._sums[:, stop - self._top :]
         moved = torch.zeros_like(self._sums)
         moved[:, : carried.shape[1]] = carried
         # The next row of windows reaches up to where this one's complete rows end.
         self._sums, self._top = moved, stop
-        return best
+        return made
 
     def _apply_void(self, mask: NDArray[np.uint8], rows: slice) -> None:
         """Mark what could not be decoded; keep what lies in rows that are not complete yet."""

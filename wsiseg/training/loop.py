@@ -15,6 +15,7 @@ from wsiseg.memory import keep_memory
 from wsiseg.metrics import ConfusionMatrix
 from wsiseg.models.card import ModelCard
 from wsiseg.predict import execution_record, pick_device
+from wsiseg.training.calibration import calibrate, labelled
 from wsiseg.training.cases import Case, Cases, class_counts, open_cases
 from wsiseg.training.curves import LOG_EVERY
 from wsiseg.training.losses import Objective
@@ -59,8 +60,9 @@ def train(run: Run, *, watch: Watch | None = None) -> Path:
         quality = {"leave one patient out": leave_one_out(run, cases, draft, device, watch)}
     trained = train_network(run, cases, draft, device, watch)
     quality |= held_out(run, trained.network, cases, draft, device)
-    quality["training"] = trained.cost
-    card = write_model(run, trained.network, draft, name=run.name, quality=quality)
+    calibrated, figures = calibrate(run, trained.network, cases, draft, device)
+    quality |= {**figures, "training": trained.cost}
+    card = write_model(run, trained.network, calibrated, name=run.name, quality=quality)
     for name in [run.name, *(fold_name(run, case.row.patient) for case in cases.train)]:
         state_path(run, name).unlink(missing_ok=True)
     return card
@@ -94,9 +96,14 @@ def check_cases(run: Run, cases: Cases) -> None:
     """Raises ManifestError where the run asks for cases that the manifest does not have."""
     if run.validation.every and not (cases.validation or run.pretext):
         raise ManifestError("validation.every needs cases whose split is validation; the manifest has none")
+    if run.validation.calibrate and not (labelled(cases.validation) or run.pretext):
+        raise ManifestError(
+            "validation.calibrate needs labelled pixels in cases whose split is validation; there are none"
+        )
     if run.validation.leave_one_patient_out and len({case.row.patient for case in cases.train}) < 2:
         raise ManifestError("leave_one_patient_out needs cases of at least two patients")
-    if run.pretext and (run.validation.every or run.validation.leave_one_patient_out):
+    asked = run.validation
+    if run.pretext and (asked.every or asked.leave_one_patient_out or asked.calibrate):
         raise ManifestError("a pretext has no masks to score: take validation out of the run")
     check_start(run)
 

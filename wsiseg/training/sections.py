@@ -192,6 +192,9 @@ class Validation(Section):
     patience: PositiveInt | None = Field(
         None, description="scores in a row without a better one after which training ends; null: never"
     )
+    calibrate: bool = Field(
+        False, description="fit the card's temperature on these cases once trained; masks stay as they are"
+    )
     test: bool = Field(True, description="score the cases whose split is test, once, at the end")
     leave_one_patient_out: bool = Field(
         False, description="also train without each patient in turn, and score on that patient"

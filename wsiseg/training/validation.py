@@ -77,7 +77,7 @@ def masks(
         rows = executor.run(source, first_row=0, wanted=case.has_labels)
         pieces = slabs(shape[0], rows=max(1, PIECE_PX // math.prod(shape[1:])))
         made = to_level0(rows, pieces, shape=shape, from_shape=from_shape, scores=by_scores)
-        for slab, mask in made:
+        for slab, mask, _ in made:
             yield truth.read((slab.rows, *(slice(0, n) for n in shape[1:]))), mask
             below = slice(min(slab.rows.stop, shape[0] - 1), shape[0])
             needed = rows_for(below, size=shape[0], from_size=from_shape[0], scores=by_scores)
