@@ -62,7 +62,7 @@ def main() -> None:
     )
     parser.add_argument("slide", type=Path)
     parser.add_argument("picture", type=Path)
-    parser.add_argument("--model", default=None)
+    parser.add_argument("--model", default="demo-breast8")
     arguments = parser.parse_args()
     exact, report = mask(arguments.slide, model=arguments.model, executor="streaming")
     found, by_windows = mask(arguments.slide, model=arguments.model, executor="windowed")

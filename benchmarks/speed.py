@@ -30,6 +30,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.slide import make_slide
+from benchmarks.yardsticks import MODEL
 
 WIDTH, HEIGHT = 10_000, 12_000
 MONAI = {"monai": "(c) MONAI, inference only", "monai-tuned": "    with our allocator, layout"}
@@ -77,7 +78,7 @@ def segment(slide: Path, out: Path, config: Path, image: str, *options: str) -> 
     shutil.rmtree(out, ignore_errors=True)
     return measure(
         sys.executable, "-m", "wsiseg", "segment", str(slide), "--out", str(out),
-        "--image", image, "--config", str(config), *options,
+        "--model", MODEL, "--image", image, "--config", str(config), *options,
     )  # fmt: skip
 
 

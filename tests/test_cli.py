@@ -24,6 +24,7 @@ from wsiseg.prepare import Request
 
 CROPS = REPOSITORY / "wsiseg" / "samples" / "ynet-breast8"
 NAME = "1222_1_7200_3600_2"
+EIGHT = ("--model", "demo-breast8")
 CROP, TRUTH = CROPS / "images" / f"{NAME}.png", CROPS / "masks" / f"{NAME}.png"
 
 
@@ -60,7 +61,18 @@ def test_one_command_gives_mask_report_and_picture(
     tmp_path: Path, config: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     ran = Ran(
-        capfd, "segment", CROP, "--out", tmp_path, "--mpp", "0.5", "--annotations", TRUTH, "--config", config
+        capfd,
+        "segment",
+        CROP,
+        "--out",
+        tmp_path,
+        "--mpp",
+        "0.5",
+        *EIGHT,
+        "--annotations",
+        TRUTH,
+        "--config",
+        config,
     )
     assert ran.status == 0, ran.err
     assert "mask of 384 x 384 pixels" in ran.out
@@ -68,7 +80,9 @@ def test_one_command_gives_mask_report_and_picture(
     assert "mean IoU over classes present" in ran.out
     for suffix in (".ome.zarr", ".report.json", ".overlay.png"):
         assert (tmp_path / f"{NAME}{suffix}").exists()
-    again = Ran(capfd, "segment", CROP, "--out", tmp_path, "--mpp", "0.5", "--config", config, "--json")
+    again = Ran(
+        capfd, "segment", CROP, "--out", tmp_path, "--mpp", "0.5", *EIGHT, "--config", config, "--json"
+    )
     data = json.loads(again.out)
     assert data["failures"] == []
     assert data["cases"][0]["status"] == "already complete"

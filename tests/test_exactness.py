@@ -30,7 +30,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Report]:
 
     def run(**options: Any) -> Report:
         out = tmp_path_factory.mktemp("out")
-        return wsiseg.segment(SLIDE, out, image="none", tissue_filter=False, **options)
+        return wsiseg.segment(SLIDE, out, MODEL, image="none", tissue_filter=False, **options)
 
     return run
 

@@ -112,11 +112,17 @@ def test_the_literal_command_gives_the_mask_of_the_command_line(server: Server, 
 
 
 def test_annotations_are_scored_and_published_as_a_table(server: Server, tmp_path: Path) -> None:
-    parameters = {"slide": CROP, "out": tmp_path / "flow", "mpp": 0.5, "annotations": TRUTH}
+    parameters = {
+        "slide": CROP,
+        "out": tmp_path / "flow",
+        "model": "demo-breast8",
+        "mpp": 0.5,
+        "annotations": TRUTH,
+    }
     given = [part for name, value in parameters.items() for part in ("--param", f"{name}={value}")]
     ran = server.run("prefect", "deployment", "run", "segment-slide", *given, "--watch")
     assert ran.returncode == 0, ran.stderr + ran.stdout + server.log.read_text()[-3000:]
-    report = wsiseg.segment(CROP, tmp_path / "direct", mpp=0.5, annotations=TRUTH)
+    report = wsiseg.segment(CROP, tmp_path / "direct", "demo-breast8", mpp=0.5, annotations=TRUTH)
     flow_store = wsiseg.open_store(tmp_path / "flow" / f"{NAME}.ome.zarr")
     np.testing.assert_array_equal(flow_store.mask()[:], wsiseg.open_store(report.store).mask()[:])
     written = json.loads((tmp_path / "flow" / f"{NAME}.report.json").read_text())
@@ -144,7 +150,7 @@ def test_a_volume_goes_through_its_own_deployment(server: Server, tmp_path: Path
 def test_the_full_name_and_evaluate_work_too_and_bad_input_fails_the_run(
     server: Server, tmp_path: Path
 ) -> None:
-    store = wsiseg.segment(CROP, tmp_path, mpp=0.5).store
+    store = wsiseg.segment(CROP, tmp_path, "demo-breast8", mpp=0.5).store
     ran = server.run(
         "prefect", "deployment", "run", "evaluate/evaluate",
         "--param", f"prediction={store}", "--param", f"truth={TRUTH}",

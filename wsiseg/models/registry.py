@@ -31,7 +31,7 @@ from wsiseg.models.weights import check_weights, load_weights
 from wsiseg.models.ynet import build_ynet
 
 ZOO = Path(__file__).parent.parent / "zoo"
-DEFAULT_MODELS = {"yx": "demo-breast8", "zyx": "hippocampus"}
+DEFAULT_MODELS = {"yx": "breast-tissue3", "zyx": "hippocampus"}
 """The shipped model for each kind of input, by its axes."""
 
 
