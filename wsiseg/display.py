@@ -204,11 +204,13 @@ def print_demo(slide: Report, crop: Report, volume: Report) -> None:
     console = _console()
     print_report(slide)
     console.print(
-        "This slide's organ is not established and the model is a demonstration: the mask shows how a "
+        "The model has learned from breast and this slide is of another organ: the mask shows how a "
         "result looks, not what the tissue is.\n"
     )
     print_report(crop)
-    console.print("The crop was scored by weights that never saw its patient.\n")
+    console.print(
+        "The crop shows the eight classes of a demonstration, by weights that never saw its patient.\n"
+    )
     print_report(volume)
     console.print(
         "The volume is one of those that its model was not trained on.\n\n"
