@@ -29,7 +29,7 @@ from wsiseg.models.card import (
     write_card,
 )
 from wsiseg.models.importing import import_checkpoint
-from wsiseg.models.registry import NETWORKS, build_network
+from wsiseg.models.registry import DEFAULT_MODELS, NETWORKS, build_network
 from wsiseg.predict import Outputs
 from wsiseg.report import Report
 from wsiseg.sources.array import ArraySource
@@ -158,7 +158,15 @@ def slide(picture: NDArray[np.uint8], tmp_path_factory: pytest.TempPathFactory) 
 
 @pytest.fixture(scope="session")
 def segmented(slide: Path, tmp_path_factory: pytest.TempPathFactory) -> Report:
-    return wsiseg.segment(slide, tmp_path_factory.mktemp("out"), **SMALL)
+    return wsiseg.segment(slide, tmp_path_factory.mktemp("out"), "breast-tissue3", **SMALL)
+
+
+@pytest.fixture(scope="module")
+def eight_classes() -> Iterator[None]:
+    """For tests that know the classes and the reach of `demo-breast8`: it is what slides get."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(DEFAULT_MODELS, "yx", "demo-breast8")
+        yield
 
 
 @pytest.fixture

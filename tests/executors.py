@@ -22,6 +22,7 @@ CPU = torch.device("cpu")
 SLIDE_SHAPE = (30000, 20000)
 TALL, BAND, SLAB = (2800, 72), 64, 64
 PLAIN: dict[str, Any] = {
+    "model": "demo-breast8",
     "threads": 1, "chunk": 32, "slab": SLAB, "image": "none", "tissue_filter": False,
 }  # fmt: skip
 

@@ -32,6 +32,8 @@ from wsiseg.report import Report
 from wsiseg.sources.base import Pixels
 from wsiseg.tissue import TissueMask
 
+pytestmark = pytest.mark.usefixtures("eight_classes")
+
 PLAINLY: dict[str, Any] = SMALL | {"image": "none"}
 CONFIDENT: dict[str, Any] = PLAINLY | {"confidence": True}
 
@@ -293,9 +295,12 @@ def test_views_give_their_mean_probability(slide: Path, scene: NDArray[np.uint8]
     assert predictor.card.scores == "probabilities"
     found = confidence_of(report)
     image = np.moveaxis(scene, -1, 0)
-    probabilities = predictor(image[None, :, 48:144, 48:144].copy()).scores[0].numpy()  # core and halo
-    by_formula = expected(probabilities[:, 16:80, 16:80], temperature=None)
-    own = found[64:128, 64:128].astype(int)
+    halo = report.execution["halo"][0]
+    core = tuple(slice(side, 2 * side) for side in report.execution["core"])
+    seen = tuple(slice(part.start - halo, part.stop + halo) for part in core)
+    probabilities = predictor(image[(None, slice(None), *seen)].copy()).scores[0].numpy()
+    by_formula = expected(probabilities[:, halo:-halo, halo:-halo], temperature=None)
+    own = found[core].astype(int)
     np.testing.assert_allclose(own, np.where(own > 0, by_formula, 0), atol=1)
     assert (own > 0).mean() > 0.5
 

@@ -31,7 +31,7 @@ from wsiseg.sources import tiff
 from wsiseg.sources.base import Pixels
 from wsiseg.sources.cached import CachedSource
 
-pytestmark = pytest.mark.usefixtures("fixed_memory")
+pytestmark = pytest.mark.usefixtures("fixed_memory", "eight_classes")
 
 
 @pytest.fixture(scope="module")

@@ -21,6 +21,8 @@ from wsiseg.errors import (
 )
 from wsiseg.report import Report
 
+pytestmark = pytest.mark.usefixtures("eight_classes")
+
 
 def test_a_slide_coarser_than_the_model_is_refused_unless_told_otherwise(
     picture: NDArray[np.uint8], tmp_path: Path

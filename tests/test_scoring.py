@@ -23,6 +23,8 @@ from wsiseg.geometry import Region
 from wsiseg.metrics import ConfusionMatrix
 from wsiseg.scoring import calibration, confusion
 
+pytestmark = pytest.mark.usefixtures("eight_classes")
+
 
 def test_annotations_of_a_crop_are_scored_and_a_finished_mask_is_scored_without_computing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
