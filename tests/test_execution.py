@@ -41,7 +41,7 @@ def test_the_shipped_model_is_streamed_unless_told_otherwise(card: ModelCard) ->
     assert chosen.keys() == {"executor", "band"}
     assert choose(card, exact=True) == choose(card, executor="streaming") == chosen
     assert choose(card, executor="windowed") == {
-        "executor": "windowed", "core": [1000, 1000], "halo": [32, 32], "window": [1064, 1064],
+        "executor": "windowed", "core": [1000, 1000], "halo": [16, 16], "window": [1032, 1032],
         "taper": 0, "batch": 1,
     }  # fmt: skip
 
@@ -177,8 +177,8 @@ def test_a_volume_gets_a_band_too(card: ModelCard) -> None:
 def test_windows_have_the_halo_that_was_asked_for_measured_or_exact(card: ModelCard) -> None:
     unmeasured = card.model_copy(update={"windows": card.windows.model_copy(update={"halo": None})})
     table: list[tuple[ModelCard, dict[str, Any], int]] = [
-        (card, {}, 32), (card, {"halo": 0}, 0), (card, {"exact": True}, 784), (unmeasured, {}, 784),
-        (card, {"exact": True, "halo": 800}, 800), (unmeasured, {"halo": 16}, 16),
+        (card, {}, 16), (card, {"halo": 0}, 0), (card, {"exact": True}, 784), (unmeasured, {}, 784),
+        (card, {"exact": True, "halo": 800}, 800), (unmeasured, {"halo": 32}, 32),
     ]  # fmt: skip
     for given, options, halo in table:
         plan = window_plan(given, SegmentConfig(**options), (3000, 900))

@@ -189,11 +189,11 @@ def test_the_command_streams_and_counts_what_windows_repeat(
     assert ran.status == 0, ran.err
     case = json.loads(ran.out)["cases"][0]
     assert (case["execution"]["executor"], case["execution"]["core"]) == ("windowed", [128, 128])
-    # Three windows a side of 128 + 2 * 32 pixels, all inside of the crop.
+    # Three windows a side of 128 + 2 * 16 pixels, all inside of the crop.
     assert case["work"] == {
-        "computed_pixels": (3 * 192) ** 2,
-        "repeated_pixels": (3 * 192) ** 2 - 384**2,
-        "repeated_share": ((3 * 192) ** 2 - 384**2) / 384**2,
+        "computed_pixels": (3 * 160) ** 2,
+        "repeated_pixels": (3 * 160) ** 2 - 384**2,
+        "repeated_share": ((3 * 160) ** 2 - 384**2) / 384**2,
     }
 
 
