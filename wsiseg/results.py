@@ -222,7 +222,8 @@ def _remarks(job: Job, store: CaseStore, void: VoidReport) -> tuple[str, ...]:
         remarks.append(f"{100 * outside:.3g} % of the slide lies outside the region and is void (255)")
     if store.plan.confidence and "calibration" not in job.card.quality:
         remarks.append(
-            "the card states no calibration of the model: its confidence may be too high or too low"
+            "the card states no calibration of the model: its confidence may be too high or too low, and "
+            "means nothing on tissue of a kind that it never saw"
         )
     if job.card.spacing is not None and job.card.spacing.assumed:
         remarks.append("the pixel size of the model's training data was assumed, not stated")

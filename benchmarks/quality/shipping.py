@@ -17,6 +17,11 @@ from wsiseg.errors import UsageError
 from wsiseg.files import write_whole
 from wsiseg.models.card import read_card, write_card
 
+METHOD = (
+    "these weights were scored once, after the last step, on cases that training never saw (which choices "
+    "these cases took part in, the limits say); in brackets the 95 % interval of a bootstrap over {units}"
+)
+
 
 def ship(benchmark: Benchmark, name: str, *, place: Place, zoo: Path) -> Path:
     """Write a model of `benchmark.ship` into a folder; returns the path of its card.
@@ -48,6 +53,9 @@ def ship(benchmark: Benchmark, name: str, *, place: Place, zoo: Path) -> Path:
         "quality": quality(benchmark, result, every) | {"training": trained.quality["training"]},
     }
     path = zoo / f"{name}.json"
+    known = read_card(path) if path.is_file() else None
+    if known is not None and known.sha256 == trained.sha256:
+        changes["windows"] = known.windows  # measured on these weights since
     write_card(trained.model_copy(update=changes), path)
     return path
 
@@ -66,8 +74,7 @@ def quality(benchmark: Benchmark, result: Result, every: list[Result]) -> dict[s
     """What a card says of the held-out cases: of these weights, and the spread of other seeds."""
     found: dict[str, Any] = {
         "benchmark": f"{benchmark.name}, entry {result.entry}, seed {result.seed}: see docs/benchmarks.md",
-        "method": "scored once, after the last step, on cases that training never saw; "
-        "in brackets the 95 % interval of a bootstrap over patients",
+        "method": METHOD.format(units="volumes" if benchmark.kind == "volumes" else "patients"),
         "held-out cases": len(values_of([result], figures_of(benchmark)[0])[1]),
     }
     for figure in figures_of(benchmark):
