@@ -381,7 +381,7 @@ def test_evaluate_says_how_far_the_confidence_can_be_trusted(
     confidence: Any = opened.confidence()
     stated = np.asarray(Image.open(truth))[..., 0]
     mask, sure = np.asarray(opened.mask()[:]), np.asarray(confidence[:]) / 255
-    counted = (stated != VOID) & (sure > 0)
+    counted = (stated != VOID) & (sure > 0) & ((stated != 0) | (mask != 0))
     error = 0.0
     for number, entry in enumerate(found["bins"]):
         own = counted & (sure > number / 15) & (sure <= (number + 1) / 15)

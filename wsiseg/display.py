@@ -115,10 +115,11 @@ def print_evaluation(scores: Evaluation) -> None:
         print_volume_scores(scores.volume_scores)
     if scores.calibration is not None:
         found = scores.calibration
-        said = [f"{b.confidence:.2f}: {b.accuracy:.2f}" for b in found.bins if b.pixels]
+        said = [f"{b.confidence:.2f} {b.accuracy:.2f} ({b.pixels})" for b in found.bins if b.pixels]
         _console().print(
             f"expected calibration error {_figure(found.expected_calibration_error)} over {found.pixels} "
-            f"pixels; confidence: share that is right {', '.join(said)}"
+            "pixels, without what is background in mask and truth; mean confidence and share that is right: "
+            f"{', '.join(said)}"
         )
 
 

@@ -49,16 +49,21 @@ def confusion(prediction: Labels, truth: Labels, *, num_classes: int) -> Confusi
     return total
 
 
-def calibration(confidence: Array, prediction: Labels, truth: Labels) -> Calibration:
+def calibration(
+    confidence: Array, prediction: Labels, truth: Labels, *, background: int | None = None
+) -> Calibration:
     """How far the confidence (*grid) uint8 of a prediction can be trusted, block by block.
 
-    Of pixels that truth states and a network decided.
+    Of pixels that truth states and a network decided; what both call background does not count: there is
+    much of it, and it is easy.
     """
     pixels, right = np.zeros((2, SURE + 1), np.int64)
     for block in blocks(truth.shape):
         sure = decoded(confidence, block, name="the confidence of the prediction")
         stated, predicted = truth.read(block), prediction.read(block)
         counted = (sure > 0) & (stated != VOID) & (predicted != VOID)
+        if background is not None:
+            counted &= (stated != background) | (predicted != background)
         pixels += np.bincount(sure[counted], minlength=SURE + 1)
         right += np.bincount(sure[counted & (stated == predicted)], minlength=SURE + 1)
     values = np.arange(SURE + 1) / SURE
@@ -142,7 +147,7 @@ def evaluate(
     scores, volumes = given.against(marks)
     trusted = None
     if given.confidence is not None:
-        trusted = calibration(given.confidence, given.labels, marks)
+        trusted = calibration(given.confidence, given.labels, marks, background=given.background)
     made = Evaluation(**dict(scores), volume_scores=volumes, calibration=trusted)
     if out is not None:
         with writing(Path(out)):
