@@ -164,7 +164,8 @@ def print_report(report: Report) -> None:
     console.print(table)
     if sure is not None:
         console.print(
-            f"mean confidence {_rounded(sure.mean)} where the network decided: {sure.pixels} pixels"
+            f"mean confidence {_rounded(sure.mean)} where the network decided, without the background: "
+            f"{sure.pixels} pixels"
         )
     if report.diagnosis is not None:
         print_diagnosis(report.diagnosis)

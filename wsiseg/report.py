@@ -74,7 +74,7 @@ class ConfidenceReport(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    pixels: int = Field(description="that a network decided")
+    pixels: int = Field(description="that a network decided, without the background")
     mean: float | None = Field(description="of these pixels, 0..1")
     picture: Path
     nifti: Path | None = Field(None, description="of a volume: the confidence on the input's own grid")

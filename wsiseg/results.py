@@ -150,7 +150,9 @@ def _confidence(
 ) -> ConfidenceReport | None:
     if not store.plan.confidence:
         return None
-    total = [sum(column) for column in zip([0, 0], *sums.values(), strict=True)]
+    # Background is much and easy: with it every case would look sure.
+    others = [found for value, found in sums.items() if value != job.card.background]
+    total = [sum(column) for column in zip([0, 0], *others, strict=True)]
     return ConfidenceReport(
         pixels=total[0],
         mean=mean_confidence(total),
