@@ -206,7 +206,7 @@ def print_demo(slide: Report, crop: Report, volume: Report) -> None:
     console = _console()
     print_report(slide)
     console.print(
-        "The model has learned from breast and this slide is of another organ: the mask shows how a "
+        "The model has learned from breast and this slide's organ is not established: the mask shows how a "
         "result looks, not what the tissue is.\n"
     )
     print_report(crop)
