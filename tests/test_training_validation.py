@@ -14,7 +14,7 @@ from wsiseg.metrics import ConfusionMatrix
 from wsiseg.models.registry import load_card, load_network
 from wsiseg.training.cases import open_cases
 from wsiseg.training.loop import train
-from wsiseg.training.validation import confusion_on, masks
+from wsiseg.training.validation import confusion_on, masks, windows_of
 
 
 @pytest.mark.parametrize("resampling", ["nearest", "scores"])
@@ -43,6 +43,15 @@ def test_pictures_are_scored_on_their_own_pixels(tmp_path: Path, spacing: float,
     assert card.quality["validation"]["pixel accuracy"] == pytest.approx(
         np.trace(expected.counts) / truth.size, abs=1e-4
     )
+
+
+def test_windows_of_large_cases_lie_inside_as_those_of_segment_do() -> None:
+    for name, shape in (("breast-tissue3", (3000, 2600)), ("hippocampus", (200, 190, 180))):
+        plan = windows_of(load_card(name), shape, one_size=False)
+        assert len(plan) > 4
+        for window in plan.windows():
+            for read, size in zip(window.read, shape, strict=True):
+                assert 0 <= read.start <= read.stop <= -(-size // 8) * 8
 
 
 def test_volumes_are_scored_on_their_own_voxels_in_pieces(

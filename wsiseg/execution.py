@@ -57,7 +57,7 @@ def window_plan(card: ModelCard, config: SegmentConfig, shape: tuple[int, ...]) 
             core=core,
             halo=(halo,) * len(shape),
             stride=windows.output_stride,
-            at_borders=_at_borders(windows),
+            at_borders=at_borders(windows),
         )
         check_taper(plan, taper_of(card, config))
         _check_scores(card, config, plan)
@@ -66,7 +66,8 @@ def window_plan(card: ModelCard, config: SegmentConfig, shape: tuple[int, ...]) 
     return plan
 
 
-def _at_borders(windows: WindowSpec) -> AtBorders:
+def at_borders(windows: WindowSpec) -> AtBorders:
+    """Where the windows of a network lie at the borders of an image."""
     if windows.output_region is not None:  # what lies at a window's own border gets no score
         return "beyond"
     return "smaller" if windows.size is None else "inside"

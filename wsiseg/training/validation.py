@@ -13,6 +13,7 @@ from torch import nn
 
 from wsiseg.execute.base import rows_for, to_level0
 from wsiseg.execute.windowed import Windowed
+from wsiseg.execution import at_borders
 from wsiseg.metrics import ConfusionMatrix, Scores, score
 from wsiseg.models.card import ModelCard
 from wsiseg.predict import NetworkPredictor, Predictor
@@ -33,12 +34,24 @@ def windows_of(card: ModelCard, shape: tuple[int, ...], *, one_size: bool) -> Wi
     """How a case is cut to be scored; a network of one size has only the windows of its card."""
     spec, ndim = card.windows, len(shape)
     if one_size:
-        return WindowPlan(shape=shape, core=(spec.core,) * ndim, halo=(spec.halo or 0,) * ndim)
+        return WindowPlan(
+            shape=shape,
+            core=(spec.core,) * ndim,
+            halo=(spec.halo or 0,) * ndim,
+            stride=spec.output_stride,
+            at_borders=at_borders(spec),
+        )
     stride = spec.output_stride
     if math.prod(shape) <= WHOLE_PX:
         return WindowPlan(shape=shape, core=tuple(-(-n // stride) * stride for n in shape), halo=(0,) * ndim)
     core, halo = (-(-n // stride) * stride for n in (CORE[ndim], HALO[ndim]))
-    return WindowPlan(shape=shape, core=(core,) * ndim, halo=(halo,) * ndim)
+    return WindowPlan(
+        shape=shape,
+        core=(core,) * ndim,
+        halo=(halo,) * ndim,
+        stride=stride,
+        at_borders=at_borders(spec),
+    )
 
 
 def confusion_on(
