@@ -19,14 +19,13 @@ from PIL import Image
 
 import wsiseg
 from tests import executors
-from tests.cases import CROPS, NAMES, SMALL, Interrupted, mask_of, polygon, stop_after, write_tiff
+from tests.cases import SMALL, Interrupted, mask_of, polygon, stop_after, write_tiff
 from tests.conftest import espnet3d_card
-from tests.test_cli import Ran
 from tests.test_confidence import expected
 from tests.test_mask_resampling import enlarged, one_pass_scores
 from tests.test_volumes import PLAIN, affine_of, edited, write_volume
 from wsiseg.classes import VOID
-from wsiseg.errors import AnnotationError, ConfigMismatch
+from wsiseg.errors import ConfigMismatch
 from wsiseg.models.registry import ZOO
 from wsiseg.report import Report
 from wsiseg.sources.base import Pixels
@@ -360,47 +359,6 @@ def test_a_volume_whose_scores_are_mixed_has_the_confidence_of_the_mixed_scores(
     assert files_of(resumed, "labels", "confidence") == files_of(report, "labels", "confidence")
     whole = wsiseg.segment(volume, tmp_path / "c", card, **(options | {"slab": 48}))
     np.testing.assert_array_equal(confidence_of(whole), found)
-
-
-# Scores and the command line
-
-
-def test_evaluate_says_how_far_the_confidence_can_be_trusted(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    image, truth = (CROPS / kind / f"{NAMES[0]}.png" for kind in ("images", "masks"))
-    ran = Ran(
-        capfd, "segment", image, "--out", tmp_path, "--mpp", "0.5", "--image", "none", "--confidence",
-    )  # fmt: skip
-    assert ran.status == 0, ran.err
-    assert f"{NAMES[0]}.confidence.png" in ran.out.replace("\n", "")
-    store = tmp_path / f"{NAMES[0]}.ome.zarr"
-    asked = ("evaluate", "--prediction", store, "--truth", truth)
-    found = json.loads(Ran(capfd, *asked, "--json").out)["calibration"]
-
-    opened = wsiseg.open_store(store)
-    confidence: Any = opened.confidence()
-    stated = np.asarray(Image.open(truth))[..., 0]
-    mask, sure = np.asarray(opened.mask()[:]), np.asarray(confidence[:]) / 255
-    counted = (stated != VOID) & (sure > 0) & ((stated != 0) | (mask != 0))
-    error = 0.0
-    for number, entry in enumerate(found["bins"]):
-        own = counted & (sure > number / 15) & (sure <= (number + 1) / 15)
-        assert entry["pixels"] == own.sum()
-        if own.any():
-            right = (mask == stated)[own].mean()
-            assert entry["accuracy"] == pytest.approx(right)
-            assert entry["confidence"] == pytest.approx(sure[own].mean())
-            error += abs(right - sure[own].mean()) * own.sum() / counted.sum()
-    assert found["expected_calibration_error"] == pytest.approx(error)
-    assert found["pixels"] == counted.sum()
-    shown = Ran(capfd, *asked).out
-    assert f"expected calibration error {error:.4f} over {counted.sum()} pixels" in shown
-
-    for shard in (store / "confidence" / "0" / "c").rglob("*/*"):
-        shard.write_bytes(b"\xff" * shard.stat().st_size)
-    with pytest.raises(AnnotationError, match="the confidence of the prediction has pixels that cannot be"):
-        wsiseg.evaluate(store, truth)
 
 
 def test_needed_space_counts_the_confidence(sure: Report, plain: Report) -> None:

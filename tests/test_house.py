@@ -53,7 +53,7 @@ ROOMS = {
     "SimpleITK": {"sources"},
     "matplotlib": {"overlay", "orthogonal", "training"},
     "typer": {"cli"},
-    "rich": {"bars", "display"},
+    "rich": {"bars", "cli", "display"},
     "prefect": {"prefect_plugin"},
     "yaml": {"config", "training"},
 }
@@ -142,6 +142,7 @@ def test_what_stands_outside_uses_public_names_only() -> None:
         "wsiseg.models.importing",
         "wsiseg.models.registry",
         "wsiseg.preprocess",
+        "wsiseg.training.calibration",
         "wsiseg.training.cases",
         "wsiseg.training.checkpoint",
         "wsiseg.training.loop",
@@ -201,6 +202,10 @@ def test_the_command_line_is_this() -> None:
         "models ensemble": {"models", "--out", "--overwrite", "--json"},
         "models import": {
             "checkpoint", "--out", "--network", "--arguments", "--trust-code", "--overwrite", "--json",
+        },
+        "models calibrate": {
+            "model", "manifest", "--out", "--root", "--split", "--allow-upsampling", "--device",
+            "--trust-code", "--overwrite", "--json",
         },
     }  # fmt: skip
 

@@ -15,13 +15,21 @@ from PIL import Image
 import wsiseg
 from tests.cases import mask_of
 from tests.training_data import pictures, volumes
-from wsiseg.errors import ManifestError
+from wsiseg.cli import main
+from wsiseg.errors import ManifestError, ModelError
 from wsiseg.models.card import ModelCard, read_card, write_card
 from wsiseg.models.registry import load_card, load_network
 from wsiseg.predict import NetworkPredictor
-from wsiseg.training.calibration import HIGHEST, Labelled, fit_temperature, labelled_pixels
+from wsiseg.training.calibration import (
+    HIGHEST,
+    Labelled,
+    calibrate_model,
+    fit_temperature,
+    labelled_pixels,
+)
 from wsiseg.training.cases import open_cases
 from wsiseg.training.loop import train
+from wsiseg.training.sections import Data
 
 CALIBRATED: dict[str, Any] = {"validation": {"calibrate": True}}
 
@@ -97,12 +105,12 @@ def test_a_card_says_what_its_temperature_is_worth_and_masks_stay_as_they_are(tm
     for entry, name, temperature in (
         (figures["validation"]["before"], "2", 1.0),
         (figures["validation"]["after"], "2", card.temperature),
+        (figures["test, not fitted on"]["before"], "3", 1.0),
         (figures["test, not fitted on"]["after"], "3", card.temperature),
     ):
         likelihood, error = expected(card, path, tmp_path, name, temperature)
         assert entry["negative log-likelihood"] == pytest.approx(likelihood, abs=1e-4)
         assert entry["expected calibration error"] == pytest.approx(error, abs=1e-4)
-    assert "before" not in figures["test, not fitted on"]
     before, after = (figures["validation"][when]["negative log-likelihood"] for when in ("before", "after"))
     assert after <= before
     for other in (0.9, 1.1):
@@ -203,3 +211,51 @@ def test_validation_without_a_label_is_refused(tmp_path: Path) -> None:
     Image.fromarray(np.full((48, 56), 255, np.uint8)).save(tmp_path / "1-truth.png")
     with pytest.raises(ManifestError, match="needs labelled pixels in cases whose split is validation"):
         train(run)
+
+
+def test_any_card_is_calibrated_as_its_training_would_have(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    expected_card = load_card(train(pictures(tmp_path / "a", splits="ttve", steps=40, **CALIBRATED)))
+    plain = train(pictures(tmp_path / "b", splits="ttve", steps=40))
+    out = tmp_path / "new" / "sure.json"
+    command = ["wsiseg", "models", "calibrate", str(plain), str(tmp_path / "b" / "m.csv"), "--out", str(out)]
+    monkeypatch.setattr("sys.argv", [*command, "--json"])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 0
+    said = json.loads(capsys.readouterr().out)
+    card = load_card(out)
+    assert said["temperature"] == card.temperature == expected_card.temperature
+    assert card.quality["calibration"] == expected_card.quality["calibration"]
+    assert card.quality["training"] == load_card(plain).quality["training"]
+    assert (card.name, card.weights, card.identity) == ("sure", "sure.safetensors", expected_card.identity)
+    assert load_network(out).state_dict().keys() == load_network(plain).state_dict().keys()
+
+    monkeypatch.setattr("sys.argv", command)
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 2
+    assert "is there already; use --overwrite" in capsys.readouterr().err
+    # In place, over itself, the weights stay.
+    calibrate_model(plain, plain, Data(manifest=tmp_path / "b" / "m.csv"), split="test", overwrite=True)
+    assert load_card(plain).quality["calibration"]["test"]["pixels"] == 48 * 56
+    assert load_network(plain) is not None
+
+
+def test_a_card_that_cannot_be_calibrated_is_refused_in_a_sentence(tmp_path: Path) -> None:
+    run = pictures(tmp_path, splits="tv")
+    path, data = train(run), Data(manifest=tmp_path / "m.csv")
+    card, new = read_card(path), tmp_path / "new.json"
+    with pytest.raises(ManifestError, match="has no labelled pixel in cases whose split is test"):
+        calibrate_model(path, new, data, split="test")
+    with pytest.raises(ModelError, match="a card is a .json file"):
+        calibrate_model(path, tmp_path / "new.txt", data)
+    for changes, message in (
+        ({"scores": "probabilities"}, "gives probabilities, which no temperature divides"),
+        ({"spacing": None}, "states no pixel size"),
+    ):
+        write_card(card.model_copy(update=changes), path)
+        with pytest.raises(ModelError, match=message):
+            calibrate_model(path, new, data)
+    assert not new.exists()

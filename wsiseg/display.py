@@ -10,10 +10,9 @@ from rich.table import Column, Table
 
 from wsiseg.errors import IncompleteStore, MissingSpacing
 from wsiseg.metrics import Scores
-from wsiseg.models.card import RESEARCH_USE, ModelCard
-from wsiseg.models.facts import Facts
-from wsiseg.models.registry import load_card, zoo_names
+from wsiseg.models.card import RESEARCH_USE
 from wsiseg.plan import plan_of
+from wsiseg.reliability import Calibration
 from wsiseg.report import DiagnosisReport, Report
 from wsiseg.scoring import Evaluation
 from wsiseg.sources import open_source
@@ -21,11 +20,13 @@ from wsiseg.sources.volume import VolumeSource
 from wsiseg.store import CaseStore
 from wsiseg.volume_scores import VolumeScores
 
+AXES = ("z", "y", "x")
 SCORE_COLUMNS = ("IoU", "Dice", "prec.", "recall", "truth px", "pred. px")
 VOLUME_COLUMNS = ("Dice", "IoU", "HD95 mm", "ASD mm", "truth ml", "pred. ml")
 
 
-def _console() -> Console:
+def new_console() -> Console:
+    """Where results are printed: paths and figures stay whole and plain."""
     return Console(highlight=False, soft_wrap=True)
 
 
@@ -58,13 +59,13 @@ def describe(path: Path, *, mpp: float | None) -> dict[str, Any]:
 
 def print_description(found: dict[str, Any]) -> None:
     """What `describe` found."""
-    console = _console()
+    console = new_console()
     names = f" ({', '.join(found['channel_names'])})" if found["channel_names"] else ""
     console.print(
         f"{found['path']}: {found['format']}, axes {found['axes']}, {found['channels']} channel"
         f"{'' if found['channels'] == 1 else 's'}{names}"
     )
-    table = Table("level", "shape", f"spacing ({found['unit']})")
+    table = Table("level", f"shape ({', '.join(found['axes'])})", f"spacing ({found['unit']})")
     for number, level in enumerate(found["levels"]):
         spacing = " x ".join(f"{s:.4g}" for s in level["spacing"]) if level["spacing"] else "not known"
         table.add_row(str(number), " x ".join(map(str, level["shape"])), spacing)
@@ -91,7 +92,7 @@ def _figures(first: str, *names: str) -> Table:
 
 def print_scores(scores: Scores) -> None:
     """Per-class table and the overall figures."""
-    console = _console()
+    console = new_console()
     table = _figures("class", *SCORE_COLUMNS)
     for c in scores.classes:
         figures = [c.iou, c.dice] if c.absent else [c.iou, c.dice, c.precision, c.recall]
@@ -114,13 +115,17 @@ def print_evaluation(scores: Evaluation) -> None:
     else:
         print_volume_scores(scores.volume_scores)
     if scores.calibration is not None:
-        found = scores.calibration
-        said = [f"{b.confidence:.2f} {b.accuracy:.2f} ({b.pixels})" for b in found.bins if b.pixels]
-        _console().print(
-            f"expected calibration error {_figure(found.expected_calibration_error)} over {found.pixels} "
-            "pixels, without what is background in mask and truth; mean confidence and share that is right: "
-            f"{', '.join(said)}"
-        )
+        print_calibration(scores.calibration, unit="voxels" if scores.volume_scores else "pixels")
+
+
+def print_calibration(found: Calibration, *, unit: str) -> None:
+    """How far the confidence can be trusted, with the bins that have pixels."""
+    said = [f"{b.confidence:.2f} {b.accuracy:.2f} ({b.pixels})" for b in found.bins if b.pixels]
+    new_console().print(
+        f"expected calibration error {_figure(found.expected_calibration_error)} over {found.pixels} "
+        f"{unit}, without what is background in mask and truth; mean confidence and share that is right: "
+        f"{', '.join(said)}"
+    )
 
 
 def print_volume_scores(scores: VolumeScores) -> None:
@@ -131,7 +136,7 @@ def print_volume_scores(scores: VolumeScores) -> None:
         shown = ["-" if d is None else f"{d:.2f}" for d in distances]
         volumes = f"{r.truth_ml:.3f}", f"{r.predicted_ml:.3f}"
         table.add_row(r.name, _figure(r.dice), _figure(r.iou), *shown, *volumes)
-    console = _console()
+    console = new_console()
     console.print(table)
     console.print(
         f"mean Dice over classes present, without the background {_figure(scores.mean_dice)}; "
@@ -140,19 +145,20 @@ def print_volume_scores(scores: VolumeScores) -> None:
 
 
 def _how(report: Report) -> str:
-    execution = report.execution
+    execution, flat = report.execution, len(report.mask_shape) == 2
     if execution["executor"] == "streaming":
-        return f"one exact pass in bands of {execution['band']} rows"
-    return f"windows of {execution['core'][0]} + 2 x {execution['halo'][0]} pixels"
+        return f"one exact pass in bands of {execution['band']} {'rows' if flat else 'slices'}"
+    return f"windows of {execution['core'][0]} + 2 x {execution['halo'][0]} {'pixels' if flat else 'voxels'}"
 
 
 def print_report(report: Report) -> None:
     """Areas, remarks and where the files are."""
-    console = _console()
-    size = " x ".join(map(str, report.mask_shape))
-    console.print(f"{report.case}: {report.status}, mask of {size} pixels, model {report.model['name']}")
-    console.print(f"{_how(report)}: {100 * report.work.repeated_share:.3g} % of the pixels computed again")
+    console = new_console()
     flat = len(report.mask_shape) == 2
+    unit = "pixels" if flat else "voxels"
+    size = f"{' x '.join(map(str, report.mask_shape))} {unit} ({', '.join(AXES[-len(report.mask_shape) :])})"
+    console.print(f"{report.case}: {report.status}, mask of {size}, model {report.model['name']}")
+    console.print(f"{_how(report)}: {100 * report.work.repeated_share:.3g} % of the {unit} computed again")
     sure = report.confidence
     names = ["class", "area mm²" if flat else "volume ml", "share", *(["confidence"] if sure else [])]
     table = Table(*names)
@@ -165,7 +171,7 @@ def print_report(report: Report) -> None:
     if sure is not None:
         console.print(
             f"mean confidence {_rounded(sure.mean)} where the network decided, without the background: "
-            f"{sure.pixels} pixels"
+            f"{sure.pixels} {unit}"
         )
     if report.diagnosis is not None:
         print_diagnosis(report.diagnosis)
@@ -173,6 +179,8 @@ def print_report(report: Report) -> None:
         print_volume_scores(report.volume_scores)
     elif report.scores is not None:
         print_scores(report.scores)
+    if sure is not None and sure.calibration is not None:
+        print_calibration(sure.calibration, unit=unit)
     for remark in report.remarks:
         console.print(f"note: {remark}")
     console.print(f"mask    {report.store}")
@@ -196,14 +204,14 @@ def print_diagnosis(diagnosis: DiagnosisReport) -> None:
     table = Table(f"of {windows}", "mean probability", "highest")
     for name, mean, highest in zip(diagnosis.names, diagnosis.mean, diagnosis.highest, strict=True):
         table.add_row(name, f"{mean:.3f}", f"{highest:.3f}")
-    console = _console()
+    console = new_console()
     console.print(table)
     console.print(f"windows {diagnosis.table}\nmap     {diagnosis.picture}")
 
 
 def print_demo(slide: Report, crop: Report, volume: Report) -> None:
     """The three parts of the demonstration and where to look."""
-    console = _console()
+    console = new_console()
     print_report(slide)
     console.print(
         "The model has learned from breast and this slide's organ is not established: the mask shows how a "
@@ -218,76 +226,6 @@ def print_demo(slide: Report, crop: Report, volume: Report) -> None:
         "The volume is one of those that its model was not trained on.\n\n"
         f"Look at {slide.overlay}, {crop.overlay} and {volume.overlay}"
     )
-
-
-def shipped_cards() -> list[dict[str, Any]]:
-    """Name, classes and spacing of each shipped model."""
-    cards = [load_card(name) for name in zoo_names()]
-    return [
-        {
-            "name": card.name,
-            "network": card.network.name,
-            "classes": len(card.classes),
-            "spacing": card.spacing.model_dump() if card.spacing else None,
-            "intended_use": card.intended_use,
-        }
-        for card in cards
-    ]
-
-
-def print_models(cards: list[dict[str, Any]]) -> None:
-    """One row a model."""
-    table = Table("name", "network", "classes", "intended use")
-    for card in cards:
-        table.add_row(card["name"], card["network"], str(card["classes"]), card["intended_use"].strip())
-    _console().print(table)
-
-
-def print_card(card: ModelCard) -> None:
-    """A card in words."""
-    console = _console()
-    windows = card.windows
-    arguments = ", ".join(f"{k}={v}" for k, v in card.network.arguments.items())
-    console.print(f"{card.name}: {card.network.name}({arguments})\n{card.notice}\n")
-    console.print(f"classes      {', '.join(c.name for c in card.classes)}")
-    if card.spacing:
-        assumed = ", assumed" if card.spacing.assumed else ""
-        console.print(f"spacing      {card.spacing.value} {card.spacing.unit}{assumed}")
-    if card.temperature != 1:
-        console.print(f"temperature  {card.temperature:g}: scores by it become probabilities")
-    if windows.receptive_field is None:
-        only = f", {windows.size} a side and no other" if windows.size else ""
-        console.print(f"receptive    the whole window{only}; no halo is exact, cross-fade {windows.taper}")
-    else:
-        before, after = windows.receptive_field
-        console.print(f"receptive    {before} + 1 + {after} pixels wide, exact halo {windows.exact_halo}")
-    console.print(
-        f"windows      core {windows.core}, halo {windows.halo}, output stride {windows.output_stride}"
-    )
-    for row in windows.agreement:
-        console.print(f"             {row.core} + {row.halo}: {100 * row.agreement:.2f} % as one window")
-    console.print(
-        f"training     {card.training_data}\nlicence      {card.licence}\nuse          {card.intended_use}"
-    )
-    for limit in card.limits:
-        console.print(f"limit        {limit}")
-    if card.quality:
-        console.print("quality", card.quality)
-    console.print(f"weights      {card.weights}, sha256 {card.sha256}")
-
-
-def print_facts(facts: Facts) -> None:
-    """What a network costs."""
-    window = " x ".join(map(str, facts.window))
-    known = facts.gmacs_per_megapixel is not None
-    cost = (
-        f"{facts.gmacs_per_megapixel:.2f} GMACs, {facts.activation_mb_per_megapixel:.0f} MB of features "
-        f"alive at most, per megapixel (windows of {window})"
-        if known
-        else "not counted: the graph is exported"
-    )
-    parameters = "not counted" if facts.parameters is None else f"{facts.parameters:,}"
-    _console().print(f"parameters   {parameters}\ncost         {cost}")
 
 
 def verify(store: Path) -> list[str]:

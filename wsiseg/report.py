@@ -15,7 +15,7 @@ from wsiseg.classes import VOID, MaskClass
 from wsiseg.geometry import Geometry
 from wsiseg.metrics import Scores
 from wsiseg.models.card import RESEARCH_USE
-from wsiseg.reliability import SURE
+from wsiseg.reliability import SURE, Calibration
 from wsiseg.volume_scores import VolumeScores
 
 
@@ -78,6 +78,7 @@ class ConfidenceReport(BaseModel):
     mean: float | None = Field(description="of these pixels, 0..1")
     picture: Path
     nifti: Path | None = Field(None, description="of a volume: the confidence on the input's own grid")
+    calibration: Calibration | None = Field(None, description="confidence against the annotations, if given")
 
 
 class Report(BaseModel):

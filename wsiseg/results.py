@@ -36,7 +36,7 @@ from wsiseg.report import (
     mean_confidence,
     versions,
 )
-from wsiseg.scoring import score_case
+from wsiseg.scoring import Evaluation, score_case
 from wsiseg.store import CaseStore
 
 logger = logging.getLogger(__name__)
@@ -75,10 +75,10 @@ def finished_report(job: Job, store: CaseStore, watch: Stopwatch) -> Report:
 def make_report(job: Job, store: CaseStore, watch: Stopwatch, *, status: Any) -> Report:
     """Score, draw and write the report of a finished case."""
     request, plan, entries = job.request, store.plan, store.entries()
-    scores = volumetric = None
+    found = None
     if job.truth is not None:
         with watch.stage("evaluate"):
-            scores, volumetric = score_case(job, store, job.truth)
+            found = score_case(job, store, job.truth)
     sums = _confidence_sums(entries)
     sizes = class_areas(_counts(entries), plan.classes, geometry=store.geometry, sums=sums)
     with watch.stage("overlay"):
@@ -105,10 +105,10 @@ def make_report(job: Job, store: CaseStore, watch: Stopwatch, *, status: Any) ->
             tissue_share=(store.completion() or {}).get("tissue_share"),
             classes=sizes,
             void=void,
-            confidence=_confidence(job, store, sums, nifti=sure),
+            confidence=_confidence(job, store, sums, nifti=sure, found=found),
             diagnosis=diagnosis,
-            scores=scores,
-            volume_scores=volumetric,
+            scores=found and found.plain,
+            volume_scores=found and found.volume_scores,
             annotations=_annotations(request.annotations),
             seconds=watch.rounded(),
             bytes={"estimated": estimated_bytes(job), "store": _size(store.path)},
@@ -146,7 +146,7 @@ def _confidence_sums(entries: Sequence[dict[str, Any]]) -> dict[int, list[int]]:
 
 
 def _confidence(
-    job: Job, store: CaseStore, sums: dict[int, list[int]], *, nifti: Path | None
+    job: Job, store: CaseStore, sums: dict[int, list[int]], *, nifti: Path | None, found: Evaluation | None
 ) -> ConfidenceReport | None:
     if not store.plan.confidence:
         return None
@@ -158,6 +158,7 @@ def _confidence(
         mean=mean_confidence(total),
         picture=confidence_picture(job.request),
         nifti=nifti,
+        calibration=found and found.calibration,
     )
 
 
@@ -222,10 +223,11 @@ def _remarks(job: Job, store: CaseStore, void: VoidReport) -> tuple[str, ...]:
     if job.region is not None:
         outside = void.outside_region_pixels / math.prod(store.plan.shape)
         remarks.append(f"{100 * outside:.3g} % of the slide lies outside the region and is void (255)")
-    if store.plan.confidence and "calibration" not in job.card.quality:
+    if store.plan.confidence:
+        known = "calibration" in job.card.quality
+        unknown = "the card states no calibration of the model: its confidence may be too high or too low; "
         remarks.append(
-            "the card states no calibration of the model: its confidence may be too high or too low, and "
-            "means nothing on tissue of a kind that it never saw"
+            f"{'' if known else unknown}confidence means nothing on images of a kind that the model never saw"
         )
     if job.card.spacing is not None and job.card.spacing.assumed:
         remarks.append("the pixel size of the model's training data was assumed, not stated")

@@ -17,6 +17,7 @@ from wsiseg.files import to_json, write_whole, writing
 from wsiseg.geometry import Geometry, Region
 from wsiseg.groups import ClassGroup
 from wsiseg.metrics import ConfusionMatrix, Scores, score
+from wsiseg.models.card import ModelCard
 from wsiseg.models.registry import DEFAULT_MODELS, load_card
 from wsiseg.prepare import Job
 from wsiseg.reliability import SURE, Calibration, Reliability
@@ -78,6 +79,21 @@ def store_labels(store: CaseStore) -> IndexLabels:
     )
 
 
+class Evaluation(Scores):
+    """Scores of a mask; for volumes with distances and volumes of classes and groups.
+
+    With `calibration` where a store says how sure the network was.
+    """
+
+    volume_scores: VolumeScores | None = None
+    calibration: Calibration | None = None
+
+    @property
+    def plain(self) -> Scores:
+        """What masks of slides and of volumes have alike."""
+        return Scores(**{name: getattr(self, name) for name in Scores.model_fields})
+
+
 @dataclass(frozen=True)
 class Prediction:
     """A mask to be scored, and what is known of it. `geometry` is in pixels where no size is stated."""
@@ -90,38 +106,27 @@ class Prediction:
     background: int | None = None
     confidence: Array | None = None
 
-    def against(self, truth: Labels) -> tuple[Scores, VolumeScores | None]:
+    def against(self, truth: Labels) -> Evaluation:
         """Scores against truth on the same grid; those of volumes where voxels have a size in mm."""
         scores = score(confusion(self.labels, truth, num_classes=len(self.classes)), self.classes)
-        if self.geometry.axes != "zyx" or self.geometry.unit != "millimeter":
-            return scores, None
-        return scores, volume_scores(
-            truth.read(self.geometry.whole),
-            self.labels.read(self.geometry.whole),
-            classes=self.classes,
-            groups=self.groups,
-            spacing_mm=self.geometry.spacing,
-            background=self.background,
-        )
+        volumes = trusted = None
+        if self.geometry.axes == "zyx" and self.geometry.unit == "millimeter":
+            volumes = volume_scores(
+                truth.read(self.geometry.whole),
+                self.labels.read(self.geometry.whole),
+                classes=self.classes,
+                groups=self.groups,
+                spacing_mm=self.geometry.spacing,
+                background=self.background,
+            )
+        if self.confidence is not None:
+            trusted = calibration(self.confidence, self.labels, truth, background=self.background)
+        return Evaluation(**dict(scores), volume_scores=volumes, calibration=trusted)
 
 
-def score_case(job: Job, store: CaseStore, truth: Labels) -> tuple[Scores, VolumeScores | None]:
-    """Scores of a finished case against truth; those of volumes for volumes only."""
-    card, classes = job.card, store.plan.classes
-    made = Prediction(
-        store_labels(store), classes, store.geometry, groups=card.groups, background=card.background
-    )
-    return made.against(truth)
-
-
-class Evaluation(Scores):
-    """Scores of a mask; for volumes with distances and volumes of classes and groups.
-
-    With `calibration` where a store says how sure the network was.
-    """
-
-    volume_scores: VolumeScores | None = None
-    calibration: Calibration | None = None
+def score_case(job: Job, store: CaseStore, truth: Labels) -> Evaluation:
+    """Scores of a finished case against truth."""
+    return _of_store(store, job.card).against(truth)
 
 
 def evaluate(
@@ -141,23 +146,20 @@ def evaluate(
     path, truth = Path(prediction), Path(truth)
     if not path.exists():
         raise AnnotationError(f"no such prediction: {path}")
-    given = _of_store(path, model) if path.is_dir() else _of_file(path, model)
+    if path.is_dir():
+        given = _of_store(CaseStore.open_complete(path), load_card(model) if model else None)
+    else:
+        given = _of_file(path, model)
     marks = open_truth(truth, geometry=given.geometry, classes=given.classes, native=given.native)
     check_size(marks.shape, geometry=given.geometry, name=str(truth))
-    scores, volumes = given.against(marks)
-    trusted = None
-    if given.confidence is not None:
-        trusted = calibration(given.confidence, given.labels, marks, background=given.background)
-    made = Evaluation(**dict(scores), volume_scores=volumes, calibration=trusted)
+    made = given.against(marks)
     if out is not None:
         with writing(Path(out)):
             write_whole(Path(out), to_json(made.model_dump(mode="json")))
     return made
 
 
-def _of_store(path: Path, model: str | Path | None) -> Prediction:
-    store = CaseStore.open_complete(path)
-    card = load_card(model) if model else None
+def _of_store(store: CaseStore, card: ModelCard | None) -> Prediction:
     # A store knows its classes; of a model that is not named, the class that is called so is the background.
     background = next((c.index for c in store.plan.classes if c.name == "background"), None)
     return Prediction(

@@ -52,6 +52,8 @@ class Shipped(_Frozen):
     entry: str
     seed: int
     data: Settings = Field(description="manifest and root as a user has them, relative to the zoo")
+    calibrated: bool = Field(False, description="fit a temperature on the validation cases of these data")
+    uncalibrated: str | None = Field(None, description="why the card keeps its own temperature all the same")
     card: CardText
 
 

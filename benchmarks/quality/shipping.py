@@ -16,6 +16,8 @@ from benchmarks.quality.training import Place, stage_name
 from wsiseg.errors import UsageError
 from wsiseg.files import write_whole
 from wsiseg.models.card import read_card, write_card
+from wsiseg.training.calibration import calibrate_model
+from wsiseg.training.sections import Data
 
 METHOD = (
     "these weights were scored once, after the last step, on cases that training never saw (which choices "
@@ -57,6 +59,18 @@ def ship(benchmark: Benchmark, name: str, *, place: Place, zoo: Path) -> Path:
     if known is not None and known.sha256 == trained.sha256:
         changes["windows"] = known.windows  # measured on these weights since
     write_card(trained.model_copy(update=changes), path)
+    if how.calibrated:
+        data = Data(
+            **{key: (zoo / value).resolve() for key, value in how.data.items()}, allow_upsampling=True
+        )
+        calibrated = calibrate_model(path, path, data, device=place.device, overwrite=True)
+        if how.uncalibrated is not None:
+            found = {**calibrated.quality["calibration"], "kept": how.uncalibrated}
+            kept = {
+                "temperature": trained.temperature,
+                "quality": calibrated.quality | {"calibration": found},
+            }
+            write_card(calibrated.model_copy(update=kept), path)
     return path
 
 

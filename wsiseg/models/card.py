@@ -206,6 +206,14 @@ def read_card(path: Path) -> ModelCard:
         raise ModelError(f"{path} is not a valid model card: {where}: {first['msg']}") from None
 
 
+def check_new_card(path: Path, *, overwrite: bool) -> None:
+    """Raises ModelError where no card can be written at a path, or one is there and is to stay."""
+    if path.suffix != ".json":
+        raise ModelError(f"a card is a .json file, got {path}")
+    if path.exists() and not (overwrite and path.is_file()):
+        raise ModelError(f"{path} is there already; use --overwrite to replace it, or another --out")
+
+
 def write_card(card: ModelCard, path: Path) -> None:
     """Write a card as indented JSON."""
     write_whole(path, (card.model_dump_json(indent=2) + "\n").encode())

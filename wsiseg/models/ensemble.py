@@ -9,7 +9,7 @@ from pathlib import Path
 from wsiseg.errors import ModelError
 from wsiseg.files import writing
 from wsiseg.models.averaging import Ensemble
-from wsiseg.models.card import ModelCard, NetworkSpec, WindowSpec, write_card
+from wsiseg.models.card import ModelCard, NetworkSpec, WindowSpec, check_new_card, write_card
 from wsiseg.models.foreign import EXPORTED
 from wsiseg.models.importing import window_spec
 from wsiseg.models.registry import load_card, load_network
@@ -28,10 +28,7 @@ def combine(models: Sequence[str | Path], card: Path, *, overwrite: bool = False
     The mask is the class of the highest mean probability; each member's temperature counts. Raises
     ModelError where the models do not go together.
     """
-    if card.suffix != ".json":
-        raise ModelError(f"a card is a .json file, got {card}")
-    if card.exists() and not overwrite:
-        raise ModelError(f"{card} is there already; use --overwrite to replace it, or another --out")
+    check_new_card(card, overwrite=overwrite)
     if len(models) < 2:
         raise ModelError("an ensemble needs two models or more")
     cards = [load_card(model) for model in models]

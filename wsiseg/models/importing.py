@@ -15,7 +15,15 @@ from wsiseg.classes import anonymous_classes
 from wsiseg.errors import ModelError
 from wsiseg.files import write_whole, writing
 from wsiseg.graph.network import NetworkGraph
-from wsiseg.models.card import ModelCard, NetworkSpec, Preprocessing, WindowSpec, sha256_of, write_card
+from wsiseg.models.card import (
+    ModelCard,
+    NetworkSpec,
+    Preprocessing,
+    WindowSpec,
+    check_new_card,
+    sha256_of,
+    write_card,
+)
 from wsiseg.models.foreign import EXPORTED, in_short, load_exported
 from wsiseg.models.originals import recognise
 from wsiseg.models.registry import build_network
@@ -65,10 +73,7 @@ def import_checkpoint(
     taken as it is. What the file does not hold (class names, spacing, training data) is left open on
     the card, and says so.
     """
-    if card.suffix != ".json":
-        raise ModelError(f"a card is a .json file, got {card}")
-    if card.exists() and not (overwrite and card.is_file()):
-        raise ModelError(f"{card} is there already; use --overwrite to replace it, or another --out")
+    check_new_card(card, overwrite=overwrite)
     suffix = checkpoint.suffix.lower()
     if (suffix in EXPORTED and network is not None) or (network is None and arguments):
         raise ModelError(

@@ -6,8 +6,6 @@ was wrong (an option, a model, a run file). Every error is one sentence on stder
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import logging
 import sys
 from enum import StrEnum
@@ -19,16 +17,16 @@ import typer
 import wsiseg
 from wsiseg import display
 from wsiseg.bars import TrainingBars, show_progress
+from wsiseg.cli.common import JsonFlag, print_json
+from wsiseg.cli.models import models_app
 from wsiseg.errors import ManifestError, ModelError, UsageError, WsisegError
 
 INTERRUPTED = 130
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None
 )
-models_app = typer.Typer(no_args_is_help=True, help="Cards of the models: list, show, import, ensemble.")
 app.add_typer(models_app, name="models")
 
-JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 _COMMAND_ERRORS = (UsageError, ModelError, ManifestError)
 # The base of all that typer says of a command line; typer may bring its own click, so click's is another.
 _ParserError: type[Exception] = typer.BadParameter.__bases__[0]
@@ -50,26 +48,11 @@ class StoredImage(StrEnum):
     none = "none"
 
 
-def _print_json(data: Any) -> None:
-    typer.echo(json.dumps(data, indent=1, ensure_ascii=False))
-
-
-def _json_object(text: str | None) -> dict[str, Any]:
-    """The object that an option holds. Raises UsageError."""
-    try:
-        found = json.loads(text or "{}")
-    except ValueError:
-        found = None
-    if not isinstance(found, dict):
-        raise UsageError(f"--arguments must be one JSON object, got {text!r}")
-    return found
-
-
 @app.command()
 def info(input: Path, mpp: float | None = None, json: JsonFlag = False) -> None:
     """What the file is: format, size, spacing, levels, problems."""
     found = display.describe(input, mpp=mpp)
-    _print_json(found) if json else display.print_description(found)
+    print_json(found) if json else display.print_description(found)
 
 
 @app.command()
@@ -147,7 +130,7 @@ def segment(
             if not json:
                 display.print_report(report)
     if json:
-        _print_json({"cases": [c.model_dump(mode="json") for c in cases], "failures": failures})
+        print_json({"cases": [c.model_dump(mode="json") for c in cases], "failures": failures})
     if failures:
         raise typer.Exit(1)
 
@@ -162,7 +145,7 @@ def evaluate(
 ) -> None:
     """Per-class IoU, Dice, precision and recall of a mask against truth."""
     scores = wsiseg.evaluate(prediction, truth, out=out, model=model)
-    _print_json(scores.model_dump(mode="json")) if json else display.print_evaluation(scores)
+    print_json(scores.model_dump(mode="json")) if json else display.print_evaluation(scores)
 
 
 @app.command()
@@ -170,7 +153,7 @@ def verify(store: Path, json: JsonFlag = False) -> None:
     """Recompute the hashes of what was written."""
     problems = display.verify(store)
     if json:
-        _print_json({"store": str(store), "problems": problems})
+        print_json({"store": str(store), "problems": problems})
     else:
         for problem in problems:
             typer.echo(problem, err=True)
@@ -187,7 +170,7 @@ def train(run: Path, json: JsonFlag = False) -> None:
     from wsiseg.training.run import read_run
 
     card = train_run(read_run(run), watch=TrainingBars())
-    _print_json({"card": str(card)}) if json else typer.echo(f"card: {card}")
+    print_json({"card": str(card)}) if json else typer.echo(f"card: {card}")
 
 
 @app.command()
@@ -197,80 +180,9 @@ def demo(out: Path = Path("demo"), json: JsonFlag = False) -> None:
 
     cases = run_demo(out, progress=show_progress)
     if json:
-        _print_json({"cases": [c.model_dump(mode="json") for c in cases], "failures": []})
+        print_json({"cases": [c.model_dump(mode="json") for c in cases], "failures": []})
     else:
         display.print_demo(*cases)
-
-
-@models_app.command("list")
-def models_list(json: JsonFlag = False) -> None:
-    """Names of the shipped models."""
-    cards = display.shipped_cards()
-    _print_json(cards) if json else display.print_models(cards)
-
-
-@models_app.command("show")
-def models_show(
-    name: str,
-    trust_code: Annotated[bool, typer.Option("--trust-code", help="Run code that the card names.")] = False,
-    json: JsonFlag = False,
-) -> None:
-    """The card of a model, its parameters, what a megapixel costs, its receptive field."""
-    from wsiseg.models.facts import card_facts
-    from wsiseg.models.registry import load_card
-
-    card = load_card(name)
-    facts = card_facts(card, name, trust_code=trust_code)
-    if json:
-        _print_json({**card.model_dump(mode="json"), "facts": dataclasses.asdict(facts)})
-    else:
-        display.print_card(card)
-        display.print_facts(facts)
-
-
-@models_app.command("ensemble")
-def models_ensemble(
-    models: Annotated[list[str], typer.Argument(metavar="MODEL...", help="Shipped models or cards.")],
-    out: Annotated[Path, typer.Option(help="Path of the card (.json); the weights go beside it.")],
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a card that is there.")] = False,
-    json: JsonFlag = False,
-) -> None:
-    """Make one model of several: the class of the highest mean probability."""
-    from wsiseg.models.ensemble import combine
-
-    card = combine(models, out, overwrite=overwrite)
-    _print_json(card.model_dump(mode="json")) if json else display.print_card(card)
-
-
-@models_app.command("import")
-def models_import(
-    checkpoint: Path,
-    out: Annotated[Path, typer.Option(help="Path of the card (.json); the weights go beside it.")],
-    network: Annotated[
-        str | None, typer.Option(help="What it belongs to (monai:UNet, ...); default: told by its keys.")
-    ] = None,
-    arguments: Annotated[str | None, typer.Option(metavar="JSON", help="Arguments of the network.")] = None,
-    trust_code: Annotated[
-        bool, typer.Option("--trust-code", help="Run code in a .pt2 file or a named module.")
-    ] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a card that is there.")] = False,
-    json: JsonFlag = False,
-) -> None:
-    """Turn a checkpoint, or an exported graph (.onnx, .pt2), into weights and a card.
-
-    Nothing in a checkpoint is executed.
-    """
-    from wsiseg.models.importing import import_checkpoint
-
-    card = import_checkpoint(
-        checkpoint,
-        out,
-        network=network,
-        arguments=_json_object(arguments),
-        trust_code=trust_code,
-        overwrite=overwrite,
-    )
-    _print_json(card.model_dump(mode="json")) if json else display.print_card(card)
 
 
 def main() -> None:

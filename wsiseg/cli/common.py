@@ -1,0 +1,28 @@
+"""What the commands share."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any
+
+import typer
+
+from wsiseg.errors import UsageError
+
+JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
+
+
+def print_json(data: Any) -> None:
+    """One object on stdout."""
+    typer.echo(json.dumps(data, indent=1, ensure_ascii=False))
+
+
+def json_object(text: str | None) -> dict[str, Any]:
+    """The object that an option holds. Raises UsageError."""
+    try:
+        found = json.loads(text or "{}")
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise UsageError(f"--arguments must be one JSON object, got {text!r}")
+    return found
