@@ -71,3 +71,42 @@ def test_volumes_are_scored_on_their_own_voxels_in_pieces(
     for index in (0, 1):
         joined = np.concatenate([piece[index] for piece in pieces])
         np.testing.assert_array_equal(joined, whole[0][index])
+
+
+def test_a_network_that_sees_its_whole_window_gets_windows_like_its_patches(tmp_path: Path) -> None:
+    # Norms of each window: in a larger one, or one that is partly empty, every score is another.
+    network = {
+        "name": "monai:UNet",
+        "arguments": {
+            "spatial_dims": 3, "in_channels": 1, "out_channels": 3, "channels": [4, 8], "strides": [2],
+            "norm": "instance",
+        },
+    }  # fmt: skip
+    run = volumes(tmp_path, network=network, patches={"size": [8, 16, 12], "batch": 2})
+    path = train(run)
+    card = load_card(path)
+    assert card.windows.sides == (8, 16, 12)
+    case = open_cases(run).validation[0]
+    report = wsiseg.segment(tmp_path / case.row.path, tmp_path / "out", path, image="none")
+    assert report.execution["core"] == [4, 8, 6]
+    assert report.execution["halo"] == [2, 4, 3]
+    mask = np.asarray(wsiseg.open_store(report.store).mask()[:])
+    assert case.given is not None
+    truth = case.given.read(case.grid.whole)
+    expected = ConfusionMatrix.of(truth=truth, prediction=mask, num_classes=3)
+    found = confusion_on(load_network(path), [case], card=card, device=torch.device("cpu"))[0]
+    np.testing.assert_array_equal(found.counts, expected.counts)
+
+    # The middle of the first window is the network's own answer on a patch.
+    from wsiseg.predict import load_predictor
+
+    predictor = load_predictor(path, "cpu").for_case(case.stats)
+    patch = case.source.read((slice(0, 8), slice(0, 16), slice(0, 12))).values[None]
+    own = predictor(np.ascontiguousarray(patch)).scores.argmax(dim=1)[0].numpy()
+    np.testing.assert_array_equal(mask[:2, :4, :3], own[:2, :4, :3])
+    assert len(np.unique(mask)) > 1
+    # What is asked for comes first.
+    plain = wsiseg.segment(
+        tmp_path / case.row.path, tmp_path / "b", path, image="none", core=16, halo=0, taper=0
+    )
+    assert plain.execution["core"] == [16, 16, 16]

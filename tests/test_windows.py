@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wsiseg.geometry import region_shape
-from wsiseg.windows import WindowPlan, axis_weights, check_taper, footprint, slabs
+from wsiseg.windows import WindowPlan, axis_weights, check_taper, footprint, plan_of_patches, slabs
 
 
 @st.composite
@@ -131,3 +131,28 @@ def test_two_windows_a_side_have_one_halo_each_and_one_has_none() -> None:
         return WindowPlan(shape=sides, core=core, halo=(4,) * len(sides), at_borders="smaller").window_shape
 
     assert shape(16, 17, 32, 33, 18) == (16, 17, 20, 24, 18)
+
+
+@pytest.mark.parametrize(
+    ("shape", "sides"),
+    [((35, 50, 36), (32, 48, 32)), ((70, 41), (24, 40)), ((100,), (33,)), ((20, 90), (24, 24))],
+)
+def test_windows_of_patches_have_their_sides_lie_inside_and_are_mixed_over_their_whole_overlap(
+    shape: tuple[int, ...], sides: tuple[int, ...]
+) -> None:
+    plan = plan_of_patches(shape, sides=sides)
+    assert plan.window_shape == sides
+    taper = min(plan.halo)
+    check_taper(plan, taper)
+    total = np.zeros(shape)
+    for window in plan.windows():
+        assert region_shape(window.read) == sides
+        for part, size, side in zip(window.read, shape, sides, strict=True):
+            assert (part.start >= 0 and part.stop <= size) or side > size
+        place = footprint(plan, window, taper=taper)
+        assert all(p.start >= r.start and p.stop <= r.stop for p, r in zip(place, window.read, strict=True))
+        weights = np.ones(())
+        for axis in range(len(shape)):
+            weights = np.multiply.outer(weights, axis_weights(plan, window, axis=axis, taper=taper))
+        total[place] += weights
+    np.testing.assert_allclose(total, 1, rtol=1e-6)

@@ -22,7 +22,7 @@ from wsiseg.models.card import ModelCard, WindowSpec, check_size
 from wsiseg.models.foreign import in_short
 from wsiseg.models.registry import NETWORKS, structure
 from wsiseg.predict import NetworkPredictor, understood
-from wsiseg.windows import AtBorders, WindowPlan, check_taper
+from wsiseg.windows import AtBorders, WindowPlan, check_taper, plan_of_patches
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +44,9 @@ MIN_BAND, MAX_BAND = 128, 512
 
 def window_plan(card: ModelCard, config: SegmentConfig, shape: tuple[int, ...]) -> WindowPlan:
     """Windows on the model's grid of `shape`. Raises UsageError where they do not suit the network."""
+    if by_patches(card, config):
+        assert card.windows.sides is not None
+        return plan_of_patches(shape, sides=card.windows.sides)
     windows, halo = card.windows, _halo(card, config)
     side = config.core or windows.core
     try:
@@ -64,6 +67,11 @@ def window_plan(card: ModelCard, config: SegmentConfig, shape: tuple[int, ...]) 
     except ValueError as err:
         raise UsageError(str(err)) from None
     return plan
+
+
+def by_patches(card: ModelCard, config: SegmentConfig) -> bool:
+    """True where windows are like the patches that the network has learned from."""
+    return card.windows.sides is not None and not (config.core or config.halo or config.exact)
 
 
 def at_borders(windows: WindowSpec) -> AtBorders:
@@ -94,6 +102,8 @@ def _halo(card: ModelCard, config: SegmentConfig) -> int:
 
 def taper_of(card: ModelCard, config: SegmentConfig) -> int:
     """Half-width of the cross-fade: what was asked for, or the model's own."""
+    if config.taper is None and card.windows.sides is not None and by_patches(card, config):
+        return min(card.windows.sides) // 4
     return card.windows.taper if config.taper is None else config.taper
 
 

@@ -111,6 +111,16 @@ class WindowPlan:
             yield from self.row(number)
 
 
+def plan_of_patches(shape: tuple[int, ...], *, sides: tuple[int, ...]) -> WindowPlan:
+    """Windows of given sides that overlap by a half, inside the image where it is as large as they are.
+
+    Their cores are half as wide; with a taper of a halo the whole overlap is a cross-fade.
+    """
+    halo = tuple(side // 4 for side in sides)
+    core = tuple(side - 2 * part for side, part in zip(sides, halo, strict=True))
+    return WindowPlan(shape=shape, core=core, halo=halo, at_borders="inside")
+
+
 def check_taper(plan: WindowPlan, taper: int) -> None:
     """Raises ValueError where a cross-fade of half-width `taper` is not possible."""
     if taper > min(plan.halo):

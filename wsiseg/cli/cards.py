@@ -73,13 +73,18 @@ def _print_windows(windows: WindowSpec) -> None:
     console = new_console()
     if windows.receptive_field is None:
         only = f", {windows.size} a side and no other" if windows.size else ""
-        console.print(f"receptive    the whole window{only}; no halo is exact, cross-fade {windows.taper}")
+        fade = "" if windows.sides else f", cross-fade {windows.taper}"
+        console.print(f"receptive    the whole window{only}; no halo is exact{fade}")
     else:
         before, after = windows.receptive_field
         console.print(f"receptive    {before} + 1 + {after} pixels wide, exact halo {windows.exact_halo}")
-    console.print(
-        f"windows      core {windows.core}, halo {windows.halo}, output stride {windows.output_stride}"
-    )
+    if windows.sides is not None:
+        sides = " x ".join(map(str, windows.sides))
+        console.print(f"windows      {sides} like the patches it learned from, overlapping by a half")
+    else:
+        console.print(
+            f"windows      core {windows.core}, halo {windows.halo}, output stride {windows.output_stride}"
+        )
     for row in windows.agreement:
         console.print(f"             {row.core} + {row.halo}: {100 * row.agreement:.2f} % as one window")
 

@@ -7,7 +7,15 @@ import json
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
 
 from wsiseg.classes import MaskClass
 from wsiseg.errors import ModelError
@@ -95,6 +103,11 @@ class WindowSpec(_Frozen):
     size: int | None = Field(
         None, gt=0, description="side of the only window that the network is for: core + 2 x halo"
     )
+    sides: tuple[PositiveInt, ...] | None = Field(
+        None,
+        description="of the patches from which a network that sees all of its window has learned, per axis: "
+        "its windows are as large, unless other ones are asked for",
+    )
     output_region: tuple[int, int] | None = Field(
         None, description="first pixel of a window that gets scores, and how many do; None: all of them"
     )
@@ -109,6 +122,8 @@ class WindowSpec(_Frozen):
         if self.halo is None and self.exact_halo is None:
             raise ValueError("a network for which no halo is exact needs a halo")
         side = self.core + 2 * (self.halo or 0)
+        if self.sides is not None and (self.receptive_field is not None or self.size is not None):
+            raise ValueError("sides are for a network that sees all of its window, of any size")
         if self.size is not None:
             check_size(self.size, core=self.core, halo=self.halo or 0)
         if self.output_region is not None:

@@ -94,7 +94,7 @@ def network_facts(network: nn.Module, window: tuple[int, ...], *, channels: int)
 def card_facts(card: ModelCard, model: str, *, trust_code: bool = False) -> Facts:
     """Figures of a card's network for its own windows. Raises ModelError."""
     side = card.windows.core + 2 * (card.windows.halo or 0)
-    window = (side,) * len(card.axes)
+    window = card.windows.sides or (side,) * len(card.axes)
     if card.network.name in EXPORTED.values():
         load_network(model, trust_code=trust_code)
         return Facts(None, window, None, None)

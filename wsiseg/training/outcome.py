@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from wsiseg.files import to_json, write_whole, writing
-from wsiseg.models.card import ModelCard, write_card
+from wsiseg.models.card import ModelCard, WindowSpec, write_card
 from wsiseg.models.importing import window_spec
 from wsiseg.models.weights import save_weights
 from wsiseg.training.run import Run, write_run
@@ -32,12 +32,23 @@ def draft_card(run: Run, network: nn.Module) -> ModelCard:
         spacing=run.spacing,
         preprocessing=run.preprocessing,
         mask_resampling=run.mask_resampling,
-        windows=window_spec(network, ndim=len(run.axes)),
+        windows=_windows(run, network),
         training_data=run.card.training_data,
         licence=run.card.licence,
         intended_use=run.card.intended_use,
         limits=run.card.limits,
     )
+
+
+def _windows(run: Run, network: nn.Module) -> WindowSpec:
+    """What the network's graph says; one that sees its whole window gets windows like its patches.
+
+    Norms over a window, and features pooled over it, are other ones where it is larger or partly empty.
+    """
+    spec = window_spec(network, ndim=len(run.axes))
+    if spec.receptive_field is not None or hasattr(network, "input_size"):
+        return spec
+    return spec.model_copy(update={"sides": run.patch, "size": None})
 
 
 def write_model(

@@ -20,7 +20,7 @@ from wsiseg.predict import NetworkPredictor, Predictor
 from wsiseg.sources.cached import CachedSource
 from wsiseg.training.cases import Case
 from wsiseg.training.run import Run
-from wsiseg.windows import WindowPlan, slabs
+from wsiseg.windows import WindowPlan, plan_of_patches, slabs
 
 WHOLE_PX = 1 << 22
 """A case of at most so many pixels goes through in one piece, if the network takes any size."""
@@ -33,6 +33,8 @@ CORE, HALO = {2: 512, 3: 64}, {2: 64, 3: 32}
 def windows_of(card: ModelCard, shape: tuple[int, ...], *, one_size: bool) -> WindowPlan:
     """How a case is cut to be scored; a network of one size has only the windows of its card."""
     spec, ndim = card.windows, len(shape)
+    if spec.sides is not None:
+        return plan_of_patches(shape, sides=spec.sides)
     if one_size:
         return WindowPlan(
             shape=shape,
@@ -85,7 +87,10 @@ def masks(
     assert truth is not None
     shape = truth.shape
     by_scores = card.mask_resampling == "scores" and shape != from_shape
-    executor = Windowed(predictor, windows_of(card, from_shape, one_size=one_size), scores=by_scores)
+    plan = windows_of(card, from_shape, one_size=one_size)
+    # Of windows that overlap by a half every pixel has two on each axis, mixed by how near their middles are.
+    taper = 0 if card.windows.sides is None else min(plan.halo)
+    executor = Windowed(predictor, plan, taper=taper, scores=by_scores)
     with CachedSource(case.source) as source:
         rows = executor.run(source, first_row=0, wanted=case.has_labels)
         pieces = slabs(shape[0], rows=max(1, PIECE_PX // math.prod(shape[1:])))
