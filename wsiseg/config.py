@@ -54,6 +54,12 @@ class SegmentConfig(BaseModel):
         None, ge=16, le=8192, description="side of a stored chunk of the mask; None: 512, for volumes 64"
     )
     tissue_grid_um: float = Field(8.0, gt=0, description="pixel size of the tissue mask, µm")
+    limit_s: float | None = Field(
+        None, gt=0, description="what a case of a batch may take, s; None: any time"
+    )
+    lease_s: float = Field(
+        60.0, ge=1, description="a process that gives no sign of life for so long has lost its case, s"
+    )
     tissue_margin_um: float = Field(50.0, ge=0, description="dilation of the tissue mask, µm")
 
 

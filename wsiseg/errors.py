@@ -7,7 +7,10 @@
     ├── ModelError             a card or its weights
     ├── StoreError             the result on disk
     │   ├── ConfigMismatch     begun with other settings
-    │   └── IncompleteStore    not finished, or damaged
+    │   ├── IncompleteStore    not finished, or damaged
+    │   ├── CaseHeld           another process works on it
+    │   ├── ClaimLost          another process has taken it over
+    │   └── NoRoom             nothing more can be written where the results go
     ├── AnnotationError        pathologists' marks
     └── ManifestError          a table of cases, or a run file
 
@@ -45,6 +48,18 @@ class ConfigMismatch(StoreError):
 
 class IncompleteStore(StoreError):
     """A result is unfinished or is not what was written."""
+
+
+class CaseHeld(StoreError):
+    """Another process works on this case."""
+
+
+class ClaimLost(StoreError):
+    """Another process has taken this case over, and finishes it."""
+
+
+class NoRoom(StoreError):
+    """Nothing more can be written where the results go: full, over quota, or read-only."""
 
 
 class AnnotationError(WsisegError):

@@ -47,17 +47,29 @@ def confidence_picture(request: Request) -> Path:
 
 def check_out(request: Request) -> None:
     """Raises UsageError where the folder of the results cannot be made or written to."""
-    out = request.out.absolute()
     try:
         if request.store.exists():
             return  # what is finished can be read again from where nothing may be written
+    except OSError as err:
+        raise UsageError(_no_folder(request.out, str(err.strerror))) from None
+    check_folder(request.out)
+
+
+def check_folder(out: Path) -> None:
+    """Raises UsageError where a folder cannot be made or written to."""
+    out = out.absolute()
+    try:
         place = next(p for p in (out, *out.parents) if p.exists())
     except OSError as err:
-        raise UsageError(f"--out {out} cannot be made: {err.strerror}; choose another folder") from None
+        raise UsageError(_no_folder(out, str(err.strerror))) from None
     if not place.is_dir():
-        raise UsageError(f"--out {out} cannot be made: {place} is a file; choose another folder")
+        raise UsageError(_no_folder(out, f"{place} is a file"))
     if not os.access(place, os.W_OK | os.X_OK):
-        raise UsageError(f"--out {out} cannot be made: {place} may not be written to; choose another folder")
+        raise UsageError(_no_folder(out, f"{place} may not be written to"))
+
+
+def _no_folder(out: Path, why: str) -> str:
+    return f"--out {out.absolute()} cannot be made: {why}; choose another folder"
 
 
 def remove_stale(request: Request) -> None:

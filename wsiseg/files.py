@@ -14,7 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from wsiseg.errors import StoreError
+from wsiseg.errors import NoRoom, StoreError
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 
 
 @contextmanager
@@ -31,7 +33,8 @@ def writing(path: Path) -> Iterator[None]:
             errno.ENOTDIR: "a part of the path is a file; choose another folder with --out",
         }
         reason = reasons.get(err.errno or 0, err.strerror or str(err))
-        raise StoreError(f"cannot write {path}: {reason}") from None
+        kind = NoRoom if err.errno in NO_ROOM else StoreError
+        raise kind(f"cannot write {path}: {reason}") from None
 
 
 def write_whole(path: Path, data: bytes) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsiseg import diagnosis
+from wsiseg.claims import Claim, take, wait_for
 from wsiseg.classes import VOID
 from wsiseg.config import make_config
 from wsiseg.diagnosis import gather
@@ -74,12 +75,22 @@ def segment(
         region=Path(region) if region else None,
         overwrite=overwrite,
     )
+    return segment_case(request, progress=progress)
+
+
+def segment_case(
+    request: Request, *, progress: Progress = no_progress, free_after: int | None = None
+) -> Report:
+    """Segment what a request names; `free_after` is what the caller has seen of the claims of others.
+
+    Raises CaseHeld where another process works on the case, and other WsisegErrors.
+    """
     check_out(request)
     keep_memory()
     watch = Stopwatch()
     with watch.stage("open"):
         job = open_job(request)
-        recorded = None if overwrite else plan_of(request.store)
+        recorded = None if request.overwrite else plan_of(request.store)
     if recorded is None:
         needed = check_space(job)
         logger.info("%s: the result will take about %.2f GB", request.case, needed / 1e9)
@@ -87,17 +98,37 @@ def segment(
     if recorded is None:
         # Nothing is begun, or overwritten, that could not be carried through.
         try_execution(plan.execution, _predictor(job, plan.execution))
-        remove_stale(request)
-    store = CaseStore.create_or_resume(request.store, plan, overwrite=overwrite)
-    if store.completion() is not None:
+    elif CaseStore(request.store, recorded).completion() is not None:
+        # Nobody writes there any more, and nothing may be to be written.
+        return finished_report(job, CaseStore.create_or_resume(request.store, plan), watch)
+    if free_after is None:
+        free_after = wait_for(request.out, request.case, lease_s=request.config.lease_s)
+    with take(request.out, request.case, after=free_after, lease_s=request.config.lease_s) as claim:
+        store = CaseStore.create_or_resume(
+            request.store, plan, overwrite=request.overwrite, guard=claim.check
+        )
+        if recorded is None and store.completion() is None:
+            remove_stale(request)
+        return _work_on(job, store, claim, watch, progress)
+
+
+def _work_on(job: Job, store: CaseStore, claim: Claim, watch: Stopwatch, progress: Progress) -> Report:
+    """Compute what is missing of a store that is this process's own, and write the report."""
+    if store.completion() is not None:  # another was faster
         return finished_report(job, store, watch)
     with watch.stage("tissue"):
         tissue = _tissue(job, store, progress)
     _segment_rows(job, store, tissue, watch, progress)
+    if claim.epoch > 1:
+        # Whoever was here before may have been stopped in the middle of a write and woken up since.
+        with watch.stage("verify"):
+            store.forget_damaged()
+        _segment_rows(job, store, tissue, watch, progress)
     with watch.stage("pyramid"):
         said = gather(store, job.card.diagnoses)
         maps = {} if said is None else {diagnosis.NAME: said.probabilities}
         store.complete({"tissue_share": tissue.share if tissue else None}, maps=maps)
+    claim.check()
     return make_report(job, store, watch, status="segmented")
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from wsiseg.annotations import Labels, open_truth, polygon_region
 from wsiseg.annotations.geojson import PolygonLabels
 from wsiseg.config import SegmentConfig
-from wsiseg.errors import StoreError, UsageError
+from wsiseg.errors import NoRoom, UsageError
 from wsiseg.execution import choose_execution
 from wsiseg.files import fingerprint
 from wsiseg.geometry import Region
@@ -37,7 +37,7 @@ CELL = 4
 """Voxels a side of the grid on which the box round a body is found."""
 RGB_SHARE, MASK_SHARE, CONFIDENCE_SHARE, PYRAMID = 0.85, 0.05, 0.7, 4 / 3
 """Bytes on disk per byte of pixels, on the safe side of what real slides gave, and for all levels."""
-_NOT_DECISIVE = {"readers", "device", "memory", "trust_code"}
+_NOT_DECISIVE = {"readers", "device", "memory", "trust_code", "limit_s", "lease_s"}
 
 
 SLAB_PX = 1 << 26
@@ -65,11 +65,12 @@ class Request:
     annotations: Path | None = None
     region: Path | None = None
     overwrite: bool = False
+    name: str | None = None
 
     @property
     def case(self) -> str:
-        """Name of the case: the input's name without its suffix."""
-        return case_name(self.input)
+        """Name of the case: as given, or the input's name without its suffix."""
+        return self.name or case_name(self.input)
 
     @property
     def store(self) -> Path:
@@ -276,7 +277,7 @@ def estimated_bytes(job: Job) -> int:
 
 
 def check_space(job: Job) -> int:
-    """The estimated size, if the disk has room for it. Raises StoreError."""
+    """The estimated size, if the disk has room for it. Raises NoRoom."""
     needed = estimated_bytes(job)
     existing = next(
         p for p in [job.request.out.absolute(), *job.request.out.absolute().parents] if p.exists()
@@ -284,7 +285,7 @@ def check_space(job: Job) -> int:
     free = shutil.disk_usage(existing).free
     if needed > free:
         hint = "use --image none or make room" if job.config.image != "none" else "make room"
-        raise StoreError(
+        raise NoRoom(
             f"{job.request.store} needs about {needed / 1e9:.2f} GB and {free / 1e9:.2f} GB are free; {hint}"
         )
     return needed

@@ -26,6 +26,7 @@ class ClassArea(BaseModel):
 
     index: int
     name: str
+    color: str | None = Field(None, description="in pictures, #rrggbb")
     pixels: int
     area_mm2: float | None = Field(description="None for volumes")
     volume_ml: float | None = Field(None, description="None for slides")
@@ -158,6 +159,7 @@ def class_areas(
         ClassArea(
             index=c.index,
             name=c.name,
+            color="#{:02x}{:02x}{:02x}".format(*c.color),
             pixels=counts.get(c.index, 0),
             area_mm2=round(counts.get(c.index, 0) * size, 6) if flat else None,
             volume_ml=None if flat else round(counts.get(c.index, 0) * size, 6),

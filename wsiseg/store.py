@@ -9,8 +9,8 @@
     └── ledger/              plan.json, slab-00000.json, ..., complete.json, tissue.npz, stats.json
 
 A slab's data are written first, then its ledger entry, whole, with a hash. "Done" is what the ledger
-says, never which files exist: an all-background slab leaves none. One process writes a store; a
-slab is a row of whole shards, so no shard is ever written in two pieces.
+says, never which files exist: an all-background slab leaves none. One process writes a store (`claims`);
+a slab is a row of whole shards, so no shard is ever written in two pieces.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from wsiseg.errors import ConfigMismatch, IncompleteStore, StoreError
 from wsiseg.files import writing
 from wsiseg.geometry import Geometry
-from wsiseg.ledger import Ledger
+from wsiseg.ledger import Guard, Ledger, unguarded
 from wsiseg.ngff import image_metadata, label_group_metadata, label_metadata
 from wsiseg.plan import StorePlan, difference, plan_of, with_defaults
 from wsiseg.pyramid import Pyramid, holds, level_hash, mean, mean_of_decided, pick
@@ -47,10 +47,10 @@ Map = NDArray[np.float32]
 class CaseStore:
     """The store of one case. Open it with `create_or_resume`, or `open_complete` to read."""
 
-    def __init__(self, path: Path, plan: StorePlan) -> None:
+    def __init__(self, path: Path, plan: StorePlan, *, guard: Guard = unguarded) -> None:
         self.path = path
         self.plan = plan
-        self.ledger = Ledger(path / "ledger", plan=plan)
+        self.ledger = Ledger(path / "ledger", plan=plan, guard=guard)
         self.slabs: list[Slab] = slabs(plan.shape[0], rows=plan.slab_rows)
         self._mask = Pyramid(path / MASK, plan.shape, plan.axes, plan.slab_rows, plan.chunk, pick)
         self._confidence = self._image = None
@@ -67,9 +67,14 @@ class CaseStore:
         return [p for p in (self._mask, self._confidence, self._image) if p is not None]
 
     @classmethod
-    def create_or_resume(cls, path: Path, plan: StorePlan, *, overwrite: bool = False) -> CaseStore:
-        """A store ready to write. Raises ConfigMismatch where one with another plan is there."""
-        store = cls(path, plan)
+    def create_or_resume(
+        cls, path: Path, plan: StorePlan, *, overwrite: bool = False, guard: Guard = unguarded
+    ) -> CaseStore:
+        """A store ready to write, as long as `guard` lets it.
+
+        Raises ConfigMismatch where one with another plan is there.
+        """
+        store = cls(path, plan, guard=guard)
         with writing(path):
             if overwrite and path.exists():
                 shutil.rmtree(path)
@@ -84,7 +89,7 @@ class CaseStore:
                     shutil.rmtree(path)
                 store._create()
                 return store
-        begun = cls(path, recorded)
+        begun = cls(path, recorded, guard=guard)
         # A finished mask stays valid on a machine that would compute other floats.
         old, new = with_defaults(recorded), with_defaults(plan)
         same = old.inputs == new.inputs if begun.completion() else old == new
@@ -186,6 +191,7 @@ class CaseStore:
             raise ValueError(f"slab {slab.index} comes without a confidence, which its store keeps")
         if confidence is not None and self._confidence is None:
             raise ValueError(f"slab {slab.index} comes with a confidence, which its store does not keep")
+        self.ledger.guard()
         with writing(self.path):
             entry: dict[str, Any] = {
                 "rows": [slab.rows.start, slab.rows.stop],
@@ -200,6 +206,7 @@ class CaseStore:
     def write_image(self, piece: Slab, image: Image) -> list[Any]:
         """Write rows of the stored image (C, rows, ...); returns rows and hash for the slab's record."""
         assert self._image is not None
+        self.ledger.guard()
         with writing(self.path):
             sha256 = self._image.write(piece.rows, image)
         return [piece.rows.start, piece.rows.stop, sha256]
@@ -216,6 +223,7 @@ class CaseStore:
         with writing(self.path):
             hashes: dict[str, str] = {}
             for pyramid in self._pyramids:
+                self.ledger.guard()
                 made = pyramid.build()
                 hashes |= {self._name(pyramid, level): value for level, value in made.items()}
                 self._describe(pyramid, levels=1 + len(made))
@@ -272,6 +280,13 @@ class CaseStore:
             if not holds(recorded, compute):
                 problems.append(f"pyramid level {name} is not what was written")
         return problems
+
+    def forget_damaged(self) -> None:
+        """Take the slabs that are not what was written, and all below them, as still to be written."""
+        for slab, entry in zip(self.slabs, self.entries(), strict=False):
+            if not all(pyramid.holds(slice(a, b), h) for _, pyramid, (a, b, h) in self._written(entry)):
+                self.ledger.forget(_entry_name(slab))
+                return
 
     def _written(self, entry: dict[str, Any]) -> list[tuple[str, Pyramid, list[Any]]]:
         """What a ledger entry says was written: name, where, and first row, last row and hash."""

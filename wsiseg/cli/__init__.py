@@ -17,9 +17,10 @@ import typer
 import wsiseg
 from wsiseg import display
 from wsiseg.bars import TrainingBars, show_progress
-from wsiseg.cli.common import JsonFlag, print_json
+from wsiseg.cli.common import COMMAND_ERRORS, JsonFlag, print_json
 from wsiseg.cli.models import models_app
-from wsiseg.errors import ManifestError, ModelError, UsageError, WsisegError
+from wsiseg.cli.segmenting import is_batch, segment_batch, segment_each
+from wsiseg.errors import UsageError, WsisegError
 
 INTERRUPTED = 130
 app = typer.Typer(
@@ -27,7 +28,6 @@ app = typer.Typer(
 )
 app.add_typer(models_app, name="models")
 
-_COMMAND_ERRORS = (UsageError, ModelError, ManifestError)
 # The base of all that typer says of a command line; typer may bring its own click, so click's is another.
 _ParserError: type[Exception] = typer.BadParameter.__bases__[0]
 
@@ -57,10 +57,14 @@ def info(input: Path, mpp: float | None = None, json: JsonFlag = False) -> None:
 
 @app.command()
 def segment(
-    inputs: Annotated[list[Path], typer.Argument(metavar="INPUT...", help="Slides to segment.")],
+    inputs: Annotated[
+        list[Path], typer.Argument(metavar="INPUT...", help="Slides, volumes, folders, patterns, manifests.")
+    ],
     out: Annotated[Path, typer.Option(help="Folder for masks, reports and pictures.")],
     model: Annotated[str | None, typer.Option(help="Name of a shipped model, or path of a card.")] = None,
-    annotations: Annotated[Path | None, typer.Option(help="Truth to score against.")] = None,
+    annotations: Annotated[
+        Path | None, typer.Option(help="Truth to score against; of many inputs a folder, paired by name.")
+    ] = None,
     region: Annotated[Path | None, typer.Option(help="GeoJSON: segment inside its polygons only.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")] = None,
     mpp: Annotated[float | None, typer.Option(help="Level-0 pixel size in µm; overrides the file's.")] = None,
@@ -82,56 +86,40 @@ def segment(
         bool | None, typer.Option("--trust-code", help="Run code that the model's card names.")
     ] = None,
     config: Annotated[Path | None, typer.Option(help="TOML or YAML with further settings.")] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Cases at once, each in a process.")] = 1,
+    part: Annotated[
+        str | None, typer.Option(metavar="I/N", help="Every n-th case, for one of n machines.")
+    ] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Start again where a result is there.")
     ] = False,
     json: JsonFlag = False,
 ) -> None:
-    """Write a full-resolution mask, a report and a picture for each slide."""
-    from wsiseg.prepare import case_name
+    """Write a full-resolution mask, a report and a picture for each slide or volume.
 
-    names = [case_name(p) for p in inputs]
-    twice = next((n for n in names if names.count(n) > 1), None)
-    if twice is not None:
-        raise UsageError(f"two inputs have the case name {twice!r}; their results would be the same files")
-    if annotations is not None and len(inputs) > 1:
-        raise UsageError("--annotations belongs to one slide; segment slides with annotations one by one")
-    cases, failures = [], []
-    for path in inputs:
-        try:
-            report = wsiseg.segment(
-                path,
-                out,
-                model,
-                annotations=annotations,
-                region=region,
-                overwrite=overwrite,
-                config=config,
-                progress=show_progress,
-                device=device,
-                mpp=mpp,
-                executor=executor and executor.value,
-                memory=memory,
-                taper=taper,
-                exact=exact,
-                image=image and image.value,
-                confidence=confidence,
-                tissue_filter=False if no_tissue_filter else None,
-                allow_upsampling=allow_upsampling,
-                trust_code=trust_code,
-            )
-        except _COMMAND_ERRORS:
-            raise
-        except WsisegError as err:
-            failures.append({"input": str(path), "error": str(err), "kind": type(err).__name__})
-            typer.echo(f"error: {err}", err=True)
-        else:
-            cases.append(report)
-            if not json:
-                display.print_report(report)
-    if json:
-        print_json({"cases": [c.model_dump(mode="json") for c in cases], "failures": failures})
-    if failures:
+    INPUT is a slide or volume, a folder of them, a pattern in quotes, or a manifest (.csv).
+    """
+    options = {
+        "device": device,
+        "mpp": mpp,
+        "executor": executor and executor.value,
+        "memory": memory,
+        "taper": taper,
+        "exact": exact,
+        "image": image and image.value,
+        "confidence": confidence,
+        "tissue_filter": False if no_tissue_filter else None,
+        "allow_upsampling": allow_upsampling,
+        "trust_code": trust_code,
+    }
+    shared: dict[str, Any] = {"annotations": annotations, "overwrite": overwrite, "config": config}
+    if jobs > 1 or part is not None or is_batch(inputs):
+        if region is not None:
+            raise UsageError("--region belongs to one slide; segment slides with a region one by one")
+        failed = segment_batch(inputs, out, model, jobs=jobs, part=part, json=json, **shared, **options)
+    else:
+        failed = segment_each(inputs, out, model, region=region, json=json, **shared, **options)
+    if failed:
         raise typer.Exit(1)
 
 
@@ -196,7 +184,7 @@ def main() -> None:
         sys.exit(2)
     except WsisegError as err:
         typer.echo(f"error: {err}", err=True)
-        sys.exit(2 if isinstance(err, _COMMAND_ERRORS) else 1)
+        sys.exit(2 if isinstance(err, COMMAND_ERRORS) else 1)
     except (KeyboardInterrupt, typer.Abort):
         status = INTERRUPTED
     if status == INTERRUPTED:

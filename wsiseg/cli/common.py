@@ -7,7 +7,10 @@ from typing import Annotated, Any
 
 import typer
 
-from wsiseg.errors import UsageError
+from wsiseg.errors import ManifestError, ModelError, UsageError
+
+COMMAND_ERRORS = (UsageError, ModelError, ManifestError)
+"""What makes the command itself wrong, whatever the inputs hold."""
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 

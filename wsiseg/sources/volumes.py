@@ -58,14 +58,15 @@ def _open_folder(
 
 def _open_dicom(path: Path, series: str | int | None) -> VolumeSource | None:
     files = path.iterdir() if path.is_dir() else [path]
-    if not any(_is_dicom(file) for file in files if file.is_file()):
+    if not any(is_dicom(file) for file in files if file.is_file()):
         return None
     from wsiseg.sources.dicom_series import holds_series, open_series
 
     return open_series(path, series=series) if holds_series(path) else None
 
 
-def _is_dicom(path: Path) -> bool:
+def is_dicom(path: Path) -> bool:
+    """True of a file that has the mark of DICOM."""
     with path.open("rb") as file:
         file.seek(_DICOM_MARK_AT)
         return file.read(len(_DICOM_MARK)) == _DICOM_MARK

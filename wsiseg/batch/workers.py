@@ -1,0 +1,123 @@
+"""Processes that work on cases: one that dies, hangs or runs out of memory takes nothing else with it.
+
+A worker is this program started anew, which reads a job a line on its input and writes what came of it,
+a line on its output. It ends when its input does, so that none is left when the batch is killed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import selectors
+import subprocess
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from wsiseg.batch.discovery import Case
+
+
+@dataclass(frozen=True)
+class Job:
+    """A case as a worker is told of it."""
+
+    case: str
+    input: str
+    out: str
+    options: dict[str, Any]
+    annotations: str | None = None
+    overwrite: bool = False
+    free_after: int | None = None
+    """The epoch of the case's last claim, which the caller has seen to be a dead one's."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What came of a job: `error` and `kind` (the name of its class) where there is no result."""
+
+    status: str
+    error: str = ""
+    kind: str = ""
+    may_pass: bool = False
+    """True of what a disk or a network says for a while."""
+
+
+def job_of(case: Case, *, out: Path, options: dict[str, Any], **more: Any) -> Job:
+    """The job of a case; options of the case come before those of the batch."""
+    own = {"mpp": case.mpp} if case.mpp is not None else {}
+    return Job(
+        case=case.own_name,
+        input=str(case.path),
+        out=str(out / case.folder),
+        options={**options, **own},
+        annotations=str(case.annotations) if case.annotations else None,
+        **more,
+    )
+
+
+class Worker:
+    """A process for one case after another, started when it is first needed and again after it died."""
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def run(self, job: Job, *, limit_s: float | None = None) -> Answer:
+        """Have a case worked on; one that takes longer than its limit is stopped."""
+        process = self._started()
+        assert process.stdin is not None
+        try:
+            process.stdin.write(json.dumps(asdict(job)).encode() + b"\n")
+            process.stdin.flush()
+            line = self._line(process, limit_s)
+        except BrokenPipeError:
+            line = b""
+        if line is None:
+            self.stop()
+            return Answer(
+                "failed", f"it took longer than its limit of {limit_s:g} s and was stopped", "TimeLimit"
+            )
+        try:
+            return Answer(**json.loads(line))
+        except (ValueError, TypeError):
+            return Answer("failed", self._last_words(), "WorkerDied")
+
+    def stop(self) -> None:
+        """Kill the process, if there is one."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            for stream in (self._process.stdin, self._process.stdout):
+                if stream is not None:
+                    stream.close()
+            self._process = None
+
+    def _started(self) -> subprocess.Popen[bytes]:
+        if self._process is not None and self._process.poll() is not None:
+            self.stop()
+        if self._process is None:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "wsiseg.batch.serve"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                env={**os.environ, "PYTHONUNBUFFERED": "1"},
+            )
+        return self._process
+
+    def _line(self, process: subprocess.Popen[bytes], limit_s: float | None) -> bytes | None:
+        """What the process answers; empty where it died, None where it took too long."""
+        assert process.stdout is not None
+        with selectors.DefaultSelector() as waiting:
+            waiting.register(process.stdout, selectors.EVENT_READ)
+            if not waiting.select(limit_s):
+                return None
+        return process.stdout.readline()
+
+    def _last_words(self) -> str:
+        """How the process ended."""
+        assert self._process is not None
+        status = self._process.wait()
+        self.stop()
+        if status == -9:
+            return "its process was killed (signal 9), as systems do where memory runs out"
+        return f"its process ended with {f'signal {-status}' if status < 0 else f'status {status}'}"
