@@ -23,7 +23,7 @@ _API_ERRORS = (PrefectException, httpx.HTTPError, OSError)
 _UPDATE_SECONDS = 10.0
 
 
-def _attempt(call: Callable[[], Any]) -> Any:
+def attempt(call: Callable[[], Any]) -> Any:
     """The result of an API call, or None where the API is not there: the run goes on without it."""
     try:
         return call()
@@ -40,14 +40,14 @@ def artifact_key(kind: str, case: str) -> str:
 def artifact_progress(items: Iterator[T], *, total: int, what: str) -> Iterator[T]:
     """Shows progress as an artifact, updated a few times a case: each update is one API call."""
     key = artifact_key("progress", what)
-    artifact: UUID | None = _attempt(lambda: create_progress_artifact(0.0, key=key, description=what))
+    artifact: UUID | None = attempt(lambda: create_progress_artifact(0.0, key=key, description=what))
     last = time.monotonic()
     for done, item in enumerate(items, start=1):
         yield item
         due = done == total or time.monotonic() - last > _UPDATE_SECONDS
         if artifact is not None and due:
             update = partial(update_progress_artifact, artifact, 100.0 * done / total)
-            if _attempt(update) is None:
+            if attempt(update) is None:
                 artifact = None  # a dead API must not stall every slab
             last = time.monotonic()
 
@@ -64,4 +64,4 @@ def iou_table(scores: Scores, *, key: str) -> None:
         for c in scores.classes
     ]  # fmt: skip
     rows.append({"class": "mean over classes present", "IoU": shown(scores.mean_iou)})
-    _attempt(lambda: create_table_artifact(table=rows, key=key, description="IoU per class"))
+    attempt(lambda: create_table_artifact(table=rows, key=key, description="IoU per class"))

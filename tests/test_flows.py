@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -147,6 +148,38 @@ def test_a_volume_goes_through_its_own_deployment(server: Server, tmp_path: Path
     assert made == plain.nifti.read_bytes()
 
 
+def test_a_folder_is_segmented_a_case_a_task_and_its_failures_fail_the_run(
+    server: Server, tmp_path: Path
+) -> None:
+    folder, marks = tmp_path / "in", tmp_path / "marks"
+    for place in (folder, marks):
+        place.mkdir()
+    shutil.copy(CROP, folder)
+    shutil.copy(TRUTH, marks)
+    volume = REPOSITORY / "wsiseg" / "samples" / "msd-hippocampus" / "images" / "hippocampus_149.nii.gz"
+    shutil.copy(volume, folder)
+    (folder / "broken.svs").write_text("text")
+    ran = server.run(
+        "prefect", "deployment", "run", "segment-folder",
+        "--param", f"folder={folder}", "--param", f"out={tmp_path / 'flow'}", "--param", "jobs=2",
+        "--param", f"annotations={marks}", "--param", "mpp=0.5", "--param", "model=demo-breast8", "--watch",
+    )  # fmt: skip
+    assert ran.returncode != 0
+    summary = json.loads((tmp_path / "flow" / "summary.json").read_text())
+    assert {row["case"]: row["status"] for row in summary["cases"]} == {
+        "broken": "failed", NAME: "finished", "hippocampus_149": "failed",
+    }  # fmt: skip
+    rows = {row["case"]: row for row in summary["cases"]}
+    assert "model demo-breast8 is for 3 channels on axes yx" in rows["hippocampus_149"]["error"]
+    report = wsiseg.segment(CROP, tmp_path / "direct", "demo-breast8", mpp=0.5)
+    assert summary["agreement"][0]["pooled"]["mean"]["value"] > 0.1
+    flow_store = wsiseg.open_store(tmp_path / "flow" / f"{NAME}.ome.zarr")
+    np.testing.assert_array_equal(flow_store.mask()[:], wsiseg.open_store(report.store).mask()[:])
+    table = server.run("prefect", "artifact", "inspect", "batch-flow")
+    assert "broken" in table.stdout, table.stderr
+    assert "1 of 3 cases are finished, 2 failed" in server.log.read_text()
+
+
 def test_the_full_name_and_evaluate_work_too_and_bad_input_fails_the_run(
     server: Server, tmp_path: Path
 ) -> None:
@@ -173,12 +206,19 @@ def test_flow_parameters_have_the_names_of_the_command_lines_options() -> None:
 
     import typer.main
 
+    from flows.segment_folder import segment_folder
     from flows.segment_slide import segment_slide
     from flows.segment_volume import segment_volume
     from wsiseg.cli import app
 
     root: Any = typer.main.get_command(app)
-    options = {p.name for p in root.commands["segment"].params} - {"json", "inputs", "no_tissue_filter"}
+    every = {p.name for p in root.commands["segment"].params} - {"json", "inputs", "no_tissue_filter"}
+    assert set(segment_folder.parameters.properties) == every - {"region"} | {
+        "folder",
+        "tissue_filter",
+        "dask",
+    }
+    options = every - {"jobs", "part"}
     assert set(segment_slide.parameters.properties) == options | {"slide", "tissue_filter"}
     of_slides = {"slide", "mpp", "region", "allow_upsampling"}
     given = set(segment_slide.parameters.properties) - of_slides | {"volume"}

@@ -12,7 +12,8 @@
     │   ├── ClaimLost          another process has taken it over
     │   └── NoRoom             nothing more can be written where the results go
     ├── AnnotationError        pathologists' marks
-    └── ManifestError          a table of cases, or a run file
+    ├── ManifestError          a table of cases, or a run file
+    └── CasesFailed            some cases of a batch; the others are finished
 
 Each message says what is wrong, with the value, and what to do about it.
 """
@@ -68,6 +69,10 @@ class AnnotationError(WsisegError):
 
 class ManifestError(WsisegError):
     """A manifest or run file has a mistake at a place that the message names."""
+
+
+class CasesFailed(WsisegError):
+    """Some cases of a batch have no result; the others are finished."""
 
 
 class UsageError(WsisegError):

@@ -18,8 +18,9 @@ SLIDES = (
     ".svs", ".svslide", ".ndpi", ".mrxs", ".vms", ".vmu", ".scn", ".bif", ".czi", ".tif", ".tiff",
     ".png", ".jpg", ".jpeg", ".bmp",
 )  # fmt: skip
-VOLUMES = (".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd", ".dcm", ".dicom")
-IMAGES = (*SLIDES, *VOLUMES)
+VOXELS_STATED = (".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd")
+"""Of volumes, which all state the size of their voxels."""
+IMAGES = (*SLIDES, *VOXELS_STATED, ".dcm", ".dicom")
 MARKS = (".geojson", ".png", ".tif", ".tiff", ".nii.gz", ".nii", ".nrrd", ".mha", SUFFIX)
 """What annotations end in, in the order in which they are looked for."""
 COMPANIONS = (".mrxs", ".vms", ".vmu")

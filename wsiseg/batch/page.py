@@ -26,10 +26,10 @@ def as_page(summary: Summary, *, title: str) -> str:
         loader=PackageLoader("wsiseg.batch", "pages"), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    colors = {name: color for row in summary.cases for name, color in row.colors.items()}
+    legends = {row.model: row.colors for row in summary.cases if row.colors}
     template = pages.get_template("batch.html")
     return template.render(
-        title=title, summary=summary, rows=[_shown(row) for row in summary.cases], colors=colors
+        title=title, summary=summary, rows=[_shown(row) for row in summary.cases], legends=legends
     )
 
 

@@ -84,15 +84,41 @@ def _work(batch: Batch, queue: _Queue, runner: Runner) -> None:
     """One thread: case after case until there are none."""
     for case, epoch in queue:
         try:
-            queue.done(case, _attempts(batch, case, epoch, runner, queue))
+            queue.done(
+                case, attempts(batch, case, epoch, runner=runner, watch=queue.watch, stopped=queue.is_stopped)
+            )
         except StoreError as err:
             queue.stop(err if isinstance(err, NoRoom) else NoRoom(str(err)))
 
 
-def _attempts(batch: Batch, case: Case, epoch: int, runner: Runner, queue: _Queue) -> Answer:
-    """A case worked on until it is finished, or nothing more can be hoped for."""
+def finish(batch: Batch, case: Case, *, runner: Runner, watch: Watch) -> Answer:
+    """One case worked on by this thread alone, or waited for while another process holds it.
+
+    Raises NoRoom where nothing more can be written.
+    """
+    while True:
+        epoch = watch.free_after(batch.out / case.folder, case.own_name)
+        if epoch is not None:
+            answer = attempts(batch, case, epoch, runner=runner, watch=watch)
+            if answer.kind not in NOT_OURS:
+                return answer
+        time.sleep(PAUSE_S)
+
+
+def attempts(
+    batch: Batch,
+    case: Case,
+    epoch: int,
+    *,
+    runner: Runner,
+    watch: Watch,
+    stopped: Callable[[], bool] = lambda: False,
+) -> Answer:
+    """A case that is free after an epoch, worked on until it is finished or nothing more can be hoped for.
+
+    A failure is written beside where the result would be. Raises NoRoom, StoreError.
+    """
     out = batch.out / case.folder
-    answer = Answer("failed")
     for attempt in range(1, ATTEMPTS + 1):
         job = job_of(
             case, out=batch.out, options=batch.options, overwrite=batch.overwrite and attempt == 1,
@@ -102,19 +128,19 @@ def _attempts(batch: Batch, case: Case, epoch: int, runner: Runner, queue: _Queu
         if answer.status != "failed":
             forget_failure(out, case.own_name)
             return answer
-        if queue.stopped or answer.kind in NOT_OURS:
+        if stopped() or answer.kind in NOT_OURS:
             return answer
         if answer.kind == "NoRoom":
             check_room(batch.out, answer.error)
         logger.warning("%s: %s", case.name, answer.error)
-        if not (answer.may_pass or answer.kind in HELPED_BY_ANOTHER):
+        hopeless = not (answer.may_pass or answer.kind in HELPED_BY_ANOTHER)
+        if hopeless or attempt == ATTEMPTS:
             break
-        if attempt < ATTEMPTS:
-            time.sleep(PAUSE_S)
-            found = queue.watch.free_after(out, case.own_name)
-            if found is None:
-                return Answer("failed", f"{case.name} is held", NOT_OURS[0])
-            epoch = found
+        time.sleep(PAUSE_S)
+        found = watch.free_after(out, case.own_name)
+        if found is None:
+            return Answer("failed", f"{case.name} is held", NOT_OURS[0])
+        epoch = found
     failure = Failure(
         case=case.name, input=str(case.path), error=answer.error, kind=answer.kind, attempts=attempt
     )
@@ -191,6 +217,10 @@ class _Queue:
             self._left -= 1
             self._done.append(case)
             self._changed.notify_all()
+
+    def is_stopped(self) -> bool:
+        """True once no case is begun any more."""
+        return self.stopped
 
     def stop(self, reason: NoRoom | None = None) -> None:
         """No case is begun any more."""

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from wsiseg.batch.discovery import Case, find_cases, part_of
+from wsiseg.batch.discovery import Found, find_cases, part_of
 from wsiseg.batch.page import write_page
 from wsiseg.batch.run import Batch, run_batch
 from wsiseg.batch.summary import Overview, Summary, write_summary
-from wsiseg.config import make_config
+from wsiseg.config import make_config, read_mapping
 from wsiseg.errors import StoreError
 from wsiseg.exports import check_folder
 from wsiseg.models.registry import load_card
@@ -45,17 +45,41 @@ def segment_folder(
     every case stands in summary.json, summary.csv and index.html, also while the batch is in work.
     Raises UsageError for a wrong command, NoRoom where nothing more can be written.
     """
+    opened = open_folder(
+        inputs, out, model,
+        annotations=annotations, overwrite=overwrite, config=config, jobs=jobs, part=part, **options,
+    )  # fmt: skip
+    try:
+        run_batch(opened.batch, told=opened.told, progress=progress)
+    finally:
+        summary = opened.written()
+    return summary
+
+
+def open_folder(
+    inputs: Sequence[str | Path],
+    out: str | Path,
+    model: str | Path | None = None,
+    *,
+    annotations: str | Path | None = None,
+    overwrite: bool = False,
+    config: str | Path | None = None,
+    jobs: int = 1,
+    part: str | None = None,
+    **options: Any,
+) -> Folder:
+    """What `segment_folder` works on, for whoever gives the cases out in another way."""
     out = Path(out)
     file = Path(config) if config else None
-    settings = make_config({"image": "none"} | options, file=file)
+    if options.get("image") is None and not (file and "image" in read_mapping(file)):
+        options["image"] = "none"
+    settings = make_config(options, file=file)
     if model is not None:
         load_card(model)
     check_folder(out)
     found = find_cases(inputs, out=out, annotations=Path(annotations) if annotations else None)
-    own = part_of(found.cases, part) if part else found.cases
-    writer = _Writer(found.cases, out, others=found.others, title=f"wsiseg: {', '.join(map(str, inputs))}")
     batch = Batch(
-        cases=own,
+        cases=part_of(found.cases, part) if part else found.cases,
         out=out,
         options=settings.model_dump(mode="json") | {"model": None if model is None else str(model)},
         jobs=jobs,
@@ -63,19 +87,16 @@ def segment_folder(
         lease_s=settings.lease_s,
         overwrite=overwrite,
     )
-    try:
-        run_batch(batch, told=writer.told, progress=progress)
-    finally:
-        summary = writer.written()
-    return summary
+    return Folder(batch, found, title=f"wsiseg: {', '.join(map(str, inputs))}")
 
 
-class _Writer:
-    """Keeps the summary and the page of a batch up to date."""
+class Folder:
+    """A batch with its summary and its page, which it keeps up to date."""
 
-    def __init__(self, cases: Sequence[Case], out: Path, *, others: int, title: str) -> None:
-        self._overview = Overview(cases, out, others=others)
-        self._out, self._title = out, title
+    def __init__(self, batch: Batch, found: Found, *, title: str) -> None:
+        self.batch = batch
+        self._overview = Overview(found.cases, batch.out, others=found.others)
+        self._out, self._title = batch.out, title
         self._last = time.monotonic()
 
     def told(self) -> None:

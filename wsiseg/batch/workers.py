@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from wsiseg.batch.discovery import Case
+from wsiseg.batch.discovery import VOXELS_STATED, Case
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,9 @@ class Answer:
 
 
 def job_of(case: Case, *, out: Path, options: dict[str, Any], **more: Any) -> Job:
-    """The job of a case; options of the case come before those of the batch."""
-    own = {"mpp": case.mpp} if case.mpp is not None else {}
+    """The job of a case; options of the case come before those of the batch, whose `mpp` is for slides."""
+    is_volume = case.path.name.lower().endswith(VOXELS_STATED)
+    own = {"mpp": case.mpp} if case.mpp is not None or is_volume else {}
     return Job(
         case=case.own_name,
         input=str(case.path),
