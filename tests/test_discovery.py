@@ -10,6 +10,8 @@ import pytest
 import zarr
 from pydicom.uid import ExplicitVRLittleEndian
 
+from tests.conftest import random_image
+from tests.slide_files import write_dicom_slide
 from wsiseg.batch.discovery import Case, find_cases, is_case, part_of
 from wsiseg.errors import ManifestError, UsageError
 
@@ -71,6 +73,15 @@ def test_folders_that_are_one_image_are_one_case(tmp_path: Path) -> None:
     dicom(tmp_path / "mixed" / "slide.dcm")
     files(tmp_path, "mixed/other.svs")
     assert sorted(found(tmp_path / "mixed", out=tmp_path / "out")) == ["other", "slide"]
+
+
+def test_the_files_of_a_dicom_slide_among_others_are_one_case(tmp_path: Path) -> None:
+    image = random_image((96, 112))
+    write_dicom_slide(tmp_path / "2.dcm", image)
+    write_dicom_slide(tmp_path / "3.dcm", image[:, ::2, ::2], downsample=2.0)
+    write_dicom_slide(tmp_path / "1 label.dcm", random_image((60, 20)), kind="LABEL")
+    files(tmp_path, "other.svs", "broken.dcm")
+    assert sorted(found(tmp_path, out=tmp_path / "out")) == ["2", "broken", "other"]
 
 
 def test_companion_files_belong_to_their_slide(tmp_path: Path) -> None:

@@ -125,7 +125,8 @@ def test_axes_and_pixels_that_are_not_supported_are_refused(tmp_path: Path) -> N
 
 def test_folders_that_are_no_ome_zarr_are_unreadable(tmp_path: Path) -> None:
     with pytest.raises(
-        UnreadableSource, match="is a folder without an OME-Zarr image, a DICOM series or the modalities"
+        UnreadableSource,
+        match="is a folder without an OME-Zarr image, a DICOM slide or series, or the modalities",
     ):
         open_source(tmp_path)
     zarr.open_group(tmp_path / "plain", mode="w")

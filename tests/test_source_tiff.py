@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tifffile
+from PIL import Image
 
 from tests.conftest import random_image
 from tests.images import (
@@ -65,38 +66,138 @@ def test_a_pyramid_in_a_tiff_is_read_level_by_level(tmp_path: Path, kind: str) -
     np.testing.assert_allclose(open_source(path, mpp=0.7).geometry.spacing, (0.7, 0.7), rtol=1e-12)
 
 
-@pytest.mark.parametrize("channels", [1, 3, 4])
-def test_untiled_tiffs_of_grey_rgb_and_rgba_are_read(tmp_path: Path, channels: int) -> None:
+@pytest.mark.parametrize("channels", [3, 4])
+def test_untiled_tiffs_of_rgb_and_rgba_are_read(tmp_path: Path, channels: int) -> None:
     image = random_image((40, 53), channels=channels, seed=9)
     path = tmp_path / "slide.tiff"
-    kind = "minisblack" if channels == 1 else "rgb"
-    data = image[0] if channels == 1 else rgb_last(image)
-    tifffile.imwrite(path, data, photometric=kind, rowsperstrip=7, metadata=None)
+    data = rgb_last(image)
+    tifffile.imwrite(path, data, photometric="rgb", rowsperstrip=7, metadata=None)
     expected = np.moveaxis(to_rgb_uint8(data, name="x"), -1, 0)
     for region in around((40, 53)):
         assert_reads(open_source(path, mpp=0.5), expected, region)
 
 
-def test_a_tiff_of_more_channels_than_a_picture_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("compression", ["none", "zlib", "jpeg"])
+def test_separate_planes_are_read_as_one_picture(tmp_path: Path, compression: str) -> None:
+    image = random_image((150, 212), seed=12)
+    path = tmp_path / "slide.tif"
+    planes: dict[str, Any] = {
+        "photometric": "rgb",
+        "planarconfig": "separate",
+        "tile": (32, 48),
+        "compression": compression,
+    }
+    with tifffile.TiffWriter(path, ome=True) as writer:
+        metadata = {"axes": "SYX", "PhysicalSizeY": 0.4, "PhysicalSizeX": 0.25}
+        writer.write(image, subifds=1, metadata=metadata, **planes)
+        writer.write(image[:, ::2, ::2], subfiletype=1, **planes)
+    source = open_source(path)
+    if compression == "jpeg":
+        image = np.asarray(tifffile.imread(path, level=0))
+        assert np.abs(image.astype(int) - random_image((150, 212), seed=12)).mean() < 4
+    for region in around((150, 212)):
+        assert_reads(source, image, region)
+    assert [s.geometry.shape for s in source.levels] == [(150, 212), (75, 106)]
+    assert source.geometry.spacing == (0.4, 0.25)
+
+
+def test_a_broken_tile_of_one_plane_is_not_valid(tmp_path: Path) -> None:
+    image = random_image((150, 212), seed=13)
     path = tmp_path / "slide.tif"
     tifffile.imwrite(
-        path, np.zeros((40, 53, 5), np.uint8), photometric="minisblack", planarconfig="contig", metadata=None
+        path,
+        image,
+        photometric="rgb",
+        planarconfig="separate",
+        tile=(32, 48),
+        compression="zlib",
+        metadata=None,
     )
-    with pytest.raises(SourceError, match="5 channels"):
-        open_source(path, mpp=0.5)
+    spoil(path, page=0, tile=25 + 2 * 5 + 3)  # of the green plane
+    pixels = open_source(path, mpp=0.5).read((slice(0, 150), slice(0, 212)))
+    valid = spoilt_map((150, 212), (slice(64, 96), slice(144, 192)), (slice(0, 150), slice(0, 212)))
+    np.testing.assert_array_equal(pixels.valid, valid)
+    np.testing.assert_array_equal(pixels.values, np.where(valid, image, 255))
 
 
-def test_tiffs_that_are_not_one_picture_of_8_bits_are_refused(tmp_path: Path) -> None:
+def test_jpeg_tiles_in_ycbcr_come_out_as_rgb(tmp_path: Path) -> None:
+    rows, columns = np.mgrid[:96, :144]
+    rgb = np.stack([2 * rows, 255 - columns, 60 + rows // 2], axis=-1).astype(np.uint8)  # no grey in it
     path = tmp_path / "slide.tif"
-    tifffile.imwrite(path, np.zeros((16, 20, 3), np.uint16), photometric="rgb")
-    with pytest.raises(SourceError, match=r"slide\.tif has uint16 pixels; 8 bits a channel"):
-        open_source(path, mpp=0.5)
-    tifffile.imwrite(path, np.zeros((5, 16, 20), np.uint8), photometric="minisblack")
-    with pytest.raises(SourceError, match=r"is a stack of shape \(5, 16, 20\) .*; one picture is supported"):
-        open_source(path, mpp=0.5)
-    tifffile.imwrite(path, np.zeros((3, 16, 20), np.uint8), photometric="rgb", planarconfig="separate")
-    with pytest.raises(SourceError, match="has axes SYX; one picture of axes YX or YXS is supported"):
-        open_source(path, mpp=0.5)
+    # The writer takes components as they will be stored.
+    stored = np.asarray(Image.fromarray(rgb).convert("YCbCr"))
+    options: dict[str, Any] = {
+        "photometric": "ycbcr",
+        "compression": "jpeg",
+        "compressionargs": {"level": 95},
+    }
+    tifffile.imwrite(path, stored, tile=(32, 48), subsampling=(2, 2), metadata=None, **options)
+    read = open_source(path, mpp=0.5).read((slice(0, 96), slice(0, 144))).values
+    difference = np.abs(rgb_last(read).astype(int) - rgb)
+    assert difference.mean() < 2
+    assert difference.max() < 12
+
+
+def test_the_largest_picture_of_a_file_is_the_slide(tmp_path: Path) -> None:
+    image = random_image((150, 212), seed=14)
+    path = tmp_path / "slide.ome.tif"
+    with tifffile.TiffWriter(path, ome=True) as writer:
+        label = {"axes": "YXS", "Name": "label", "PhysicalSizeX": 9.0, "PhysicalSizeY": 9.0}
+        writer.write(np.zeros((40, 50, 3), np.uint8), photometric="rgb", metadata=label)
+        slide = {"axes": "YXS", "Name": "slide", "PhysicalSizeX": 0.25, "PhysicalSizeY": 0.4}
+        writer.write(rgb_last(image), photometric="rgb", tile=(32, 48), subifds=1, metadata=slide)
+        writer.write(rgb_last(image[:, ::2, ::2]), photometric="rgb", tile=(32, 48), subfiletype=1)
+        writer.write(np.zeros((90, 40, 3), np.uint8), photometric="rgb", metadata={"Name": "macro"})
+    source = open_source(path)
+    assert source.geometry.spacing == (0.4, 0.25)
+    assert [s.geometry.shape for s in source.levels] == [(150, 212), (75, 106)]
+    for level, expected in zip(source.levels, (image, image[:, ::2, ::2]), strict=True):
+        for region in around(expected.shape[1:]):
+            assert_reads(level, expected, region)
+
+
+def test_tiles_that_a_tiff_leaves_out_are_glass(tmp_path: Path) -> None:
+    image = random_image((96, 144), seed=15)
+    image[:, 32:64, 48:96] = 255
+    tiles = {(r, c): image[:, 32 * r : 32 * r + 32, 48 * c : 48 * c + 48] for r in range(3) for c in range(3)}
+    path = tmp_path / "slide.tif"
+    with tifffile.TiffWriter(path) as writer:
+        writer.write(
+            (None if place == (1, 1) else rgb_last(tile) for place, tile in tiles.items()),
+            shape=(96, 144, 3), dtype=np.uint8, photometric="rgb", tile=(32, 48), metadata=None,
+        )  # fmt: skip
+    with tifffile.TiffFile(path) as file:
+        assert file.pages[0].dataoffsets[4] == 0
+    assert_reads(open_source(path, mpp=0.5), image, (slice(0, 96), slice(0, 144)))
+
+
+def test_what_a_truncated_tiff_has_lost_is_not_valid(tmp_path: Path) -> None:
+    image = random_image((96, 144), seed=16)
+    path = tmp_path / "slide.tif"
+    options: dict[str, Any] = {"photometric": "rgb", "tile": (32, 48), "compression": "zlib"}
+    tifffile.imwrite(path, rgb_last(image), metadata=None, **options)
+    with tifffile.TiffFile(path) as file:
+        assert file.pages[0].offset < file.pages[0].dataoffsets[0]
+        end = file.pages[0].dataoffsets[6] + 5
+    with path.open("r+b") as stream:
+        stream.truncate(end)
+    pixels = open_source(path, mpp=0.5).read((slice(0, 96), slice(0, 144)))
+    valid = np.ones((96, 144), bool)
+    valid[64:] = False
+    np.testing.assert_array_equal(pixels.valid, valid)
+    np.testing.assert_array_equal(pixels.values, np.where(valid, image, 255))
+
+
+def test_an_ome_tiff_with_broken_metadata_states_no_pixel_size(tmp_path: Path) -> None:
+    path = tmp_path / "slide.ome.tif"
+    image = random_image((40, 56), seed=1)
+    write_ome(path, image, PhysicalSizeX=0.25, PhysicalSizeY=0.25)
+    content = path.read_bytes()
+    assert content.count(b"<Pixels ") == 1
+    path.write_bytes(content.replace(b"<Pixels ", b"<Pixels<"))
+    with pytest.raises(MissingSpacing, match="does not state its pixel size"):
+        open_source(path)
+    assert_reads(open_source(path, mpp=0.5), image, (slice(0, 40), slice(0, 56)))
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,8 @@ T = TypeVar("T")
 
 def show_progress(items: Iterable[T], *, total: int, what: str) -> Iterator[T]:
     """A progress bar on stderr."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    what_for = TextColumn("{task.description}", markup=False)  # names of files may look like markup
+    columns = (what_for, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True)) as bars:
         task = bars.add_task(what, total=total)
         for item in items:

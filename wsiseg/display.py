@@ -27,7 +27,7 @@ VOLUME_COLUMNS = ("Dice", "IoU", "HD95 mm", "ASD mm", "truth ml", "pred. ml")
 
 def new_console() -> Console:
     """Where results are printed: paths and figures stay whole and plain."""
-    return Console(highlight=False, soft_wrap=True)
+    return Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
 
 
 def describe(path: Path, *, mpp: float | None) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Writing to disk: errors as one sentence, small files whole or not at all, hashes of content."""
+"""Files: errors of a disk as one sentence, small ones whole or not at all, hashes of content."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import errno
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -60,23 +60,49 @@ def content_hash(array: NDArray[np.uint8]) -> str:
     return digest.hexdigest()
 
 
+def shortened(name: str, *, num_bytes: int) -> str:
+    """The name; if it takes more bytes in UTF-8, its beginning and a hash of the whole."""
+    encoded = name.encode("utf-8", "surrogateescape")
+    if len(encoded) <= num_bytes:
+        return name
+    ending = "-" + hashlib.sha256(encoded).hexdigest()[:8]
+    return encoded[: num_bytes - len(ending)].decode("utf-8", "ignore") + ending
+
+
 WHOLE_HASH_BYTES = 1 << 30
 _PIECE = 1 << 20
 
 
-def fingerprint(path: Path) -> dict[str, str]:
+def companions(path: Path) -> list[Path]:
+    """The files of a slide beside its own: those in a MIRAX slide's folder, those that a VMS or VMU names."""
+    suffix = path.suffix.lower()
+    if suffix == ".mrxs":
+        folder = path.with_suffix("")
+        return sorted(p for p in folder.rglob("*") if p.is_file()) if folder.is_dir() else []
+    if suffix in (".vms", ".vmu") and path.is_file():
+        lines = path.read_text("utf-8", errors="surrogateescape").splitlines()
+        named = {value.strip() for _, equals, value in (line.partition("=") for line in lines) if equals}
+        beside = (path.parent / name for name in sorted(named) if name and Path(name).name == name)
+        return [file for file in beside if file.is_file()]
+    return []
+
+
+def fingerprint(path: Path, *, files: Sequence[Path] = ()) -> dict[str, str]:
     """What identifies an input: the sha256 of a file of up to 1 GiB, else a fingerprint.
 
     The fingerprint of a larger file hashes its size and 64 pieces of 1 MiB spread over it; that of
-    a folder (or of a MIRAX slide with its companion folder) the names and sizes of all files in it.
+    a folder, of a slide with companions, or of several `files` (of the folder that `path` lies in) the
+    names and sizes of all of them.
     """
-    companion = path.with_suffix("") if path.suffix.lower() == ".mrxs" else None
-    folder = path if path.is_dir() else companion if companion and companion.is_dir() else None
     digest = hashlib.sha256()
-    if folder is not None:
-        files = sorted(p for p in folder.rglob("*") if p.is_file())
-        for file in [*files, *([path] if path.is_file() else [])]:
-            digest.update(f"{file.relative_to(folder.parent)}\0{file.stat().st_size}\n".encode())
+    if path.is_dir():
+        members = sorted(p for p in path.rglob("*") if p.is_file())
+    else:
+        members = list(files) if len(files) > 1 else [*companions(path), path]
+    if path.is_dir() or len(members) > 1:
+        for file in members:
+            line = f"{file.relative_to(path.parent)}\0{file.stat().st_size}\n"
+            digest.update(line.encode("utf-8", "surrogateescape"))
         return {"fingerprint": digest.hexdigest()}
     size = path.stat().st_size
     with path.open("rb") as stream:

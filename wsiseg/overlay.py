@@ -127,7 +127,7 @@ def draw_confidence(path: Path, caption: Caption, *, image: Rgb, confidence: NDA
 def save(figure: Figure, path: Path, *, title: str) -> None:
     """Write a figure as PNG, whole or not at all. Raises StoreError."""
     # Fonts lack some signs that file names may have; a box for them is no reason to warn.
-    figure.suptitle(title.encode("latin-1", "replace").decode("latin-1"), fontsize=11)
+    figure.suptitle(title.encode("latin-1", "replace").decode("latin-1"), fontsize=11, parse_math=False)
     buffer = io.BytesIO()
     FigureCanvasAgg(figure)
     figure.savefig(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import shutil
+import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,14 +18,14 @@ from wsiseg.annotations.geojson import PolygonLabels
 from wsiseg.config import SegmentConfig
 from wsiseg.errors import NoRoom, UsageError
 from wsiseg.execution import choose_execution
-from wsiseg.files import fingerprint
+from wsiseg.files import fingerprint, shortened
 from wsiseg.geometry import Region
 from wsiseg.models.card import ModelCard
 from wsiseg.models.registry import DEFAULT_MODELS, load_card
 from wsiseg.plan import StorePlan
 from wsiseg.predict import execution_record, pick_device
 from wsiseg.progress import Progress, no_progress
-from wsiseg.sources import Source, open_source
+from wsiseg.sources import Source, image_files, open_source
 from wsiseg.sources.resampled import LevelChoice, at_level, choose_level
 from wsiseg.sources.volume import VolumeSource
 from wsiseg.tissue import TissueMask, tissue_mask
@@ -46,12 +47,20 @@ CHUNKS = {2: 512, 3: 64}
 """Side of a stored chunk of the mask, by number of axes."""
 
 
+LONGEST_CASE = 220
+"""Bytes: file systems take 255, and the longest of the names beside a store add 26."""
+
+
 def case_name(path: Path) -> str:
-    """Name of the case of an input: its file name without the suffix."""
-    for suffix in (SUFFIX, ".nii.gz"):
-        if path.name.endswith(suffix):
-            return path.name.removesuffix(suffix)
-    return path.stem
+    """Name of the case of an input: its name without the suffix, as composed Unicode (NFC).
+
+    Of a name that is too long for the files of a result the end is replaced by its hash.
+    """
+    name = unicodedata.normalize("NFC", path.name)
+    ending = next((s for s in (SUFFIX, ".nii.gz") if name.endswith(s)), path.suffix)
+    if path.is_dir() and ending not in (SUFFIX, ".zarr"):
+        ending = ""  # folders of DICOM files are often named by a UID
+    return shortened(name.removesuffix(ending), num_bytes=LONGEST_CASE)
 
 
 @dataclass(frozen=True)
@@ -138,7 +147,7 @@ def open_job(request: Request) -> Job:
     if request.region is not None:
         region = polygon_region(request.region, grid=source.geometry.shape)
     inputs: dict[str, Any] = {
-        "input": fingerprint(request.input),
+        "input": fingerprint(request.input, files=image_files(request.input)),
         "model": card.name,
         "model_identity": card.identity,
         "region": fingerprint(request.region) if request.region else None,

@@ -180,6 +180,9 @@ def versions() -> dict[str, str]:
         "openslide-python",
         "openslide-bin",
         "tifffile",
+        "imagecodecs",
+        "pydicom",
+        "wsidicom",
         "scikit-image",
     )
     return {name: version(name) for name in names}

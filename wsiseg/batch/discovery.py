@@ -11,6 +11,7 @@ from pathlib import Path
 from wsiseg.errors import SourceError, UsageError
 from wsiseg.manifest import read_manifest
 from wsiseg.prepare import SUFFIX, case_name
+from wsiseg.sources import image_files
 from wsiseg.sources.nifti import MODALITIES, find_modalities
 from wsiseg.sources.volumes import is_dicom
 
@@ -20,7 +21,8 @@ SLIDES = (
 )  # fmt: skip
 VOXELS_STATED = (".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd")
 """Of volumes, which all state the size of their voxels."""
-IMAGES = (*SLIDES, *VOXELS_STATED, ".dcm", ".dicom")
+DICOM = (".dcm", ".dicom")
+IMAGES = (*SLIDES, *VOXELS_STATED, *DICOM)
 MARKS = (".geojson", ".png", ".tif", ".tiff", ".nii.gz", ".nii", ".nrrd", ".mha", SUFFIX)
 """What annotations end in, in the order in which they are looked for."""
 COMPANIONS = (".mrxs", ".vms", ".vmu")
@@ -141,7 +143,8 @@ def _of_folder(root: Path, *, skip: Sequence[Path]) -> Iterator[Case | None]:
                 elif not entry.is_symlink():  # a link may lead back to where it lies
                     yield from search(entry)
             elif is_image(entry) and not _is_companion(entry, slides):
-                yield Case(name.as_posix(), entry)
+                if _is_first(entry):
+                    yield Case(name.as_posix(), entry)
             else:
                 yield None
 
@@ -156,6 +159,15 @@ def is_image(path: Path) -> bool:
 def is_result(folder: Path) -> bool:
     """True if a folder is what this program has written."""
     return folder.name.endswith(SUFFIX) and (folder / "ledger").is_dir()
+
+
+def _is_first(path: Path) -> bool:
+    """False of a DICOM file whose slide is named by another file of it already."""
+    try:
+        files = image_files(path) if path.suffix.lower() in DICOM else []
+    except SourceError:
+        return True  # it says what is wrong when it is opened
+    return not files or path == min(files)
 
 
 def _is_companion(path: Path, slides: set[str]) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import openslide
@@ -14,9 +15,9 @@ from wsiseg.sources.picture import open_picture
 from wsiseg.sources.slide import open_slide
 from wsiseg.sources.tiff import SUFFIXES as TIFF_SUFFIXES
 from wsiseg.sources.tiff import open_tiff
-from wsiseg.sources.volumes import open_volume
+from wsiseg.sources.volumes import holds_dicom, open_volume
 
-__all__ = ["Source", "open_source"]
+__all__ = ["Source", "image_files", "open_source"]
 
 
 def open_source(
@@ -29,6 +30,7 @@ def open_source(
     missing, broken or of no known format, MissingSpacing where the pixel size is unknown.
     """
     path = Path(path)
+    _check_name(path)
     if not path.exists():
         raise UnreadableSource(f"no such file: {path}")
     volume = open_volume(path, modalities=modalities)
@@ -36,12 +38,17 @@ def open_source(
         if mpp is not None:
             raise SourceError(f"{path} is a volume and states its voxel size; --mpp is for slides")
         return volume
+    if (source := _dicom_slide(path, mpp)) is not None:
+        return source
     if path.is_dir():
+        if (path / "Slidedat.ini").is_file():
+            raise UnreadableSource(f"{path} is the folder of a MIRAX slide; name the .mrxs file beside it")
         if not any((path / name).is_file() for name in ("zarr.json", ".zgroup", ".zattrs")):
             raise UnreadableSource(
-                f"{path} is a folder without an OME-Zarr image, a DICOM series or the modalities of a case"
+                f"{path} is a folder without an OME-Zarr image, a DICOM slide or series, or the modalities "
+                "of a case"
             )
-        source: Source = open_multiscale(path, mpp=mpp)
+        source = open_multiscale(path, mpp=mpp)
         if source.geometry.axes == "yx" and source.num_channels != 3:
             raise SourceError(f"{path} has {source.num_channels} channels; slides have 3")
         return source
@@ -54,7 +61,48 @@ def open_source(
         return open_tiff(path, mpp=mpp)
     if suffix in PICTURE_SUFFIXES:
         return open_picture(path, spacing=known_spacing(path, mpp, None))
+    if suffix == ".mrxs" and not (path.with_suffix("") / "Slidedat.ini").is_file():
+        raise UnreadableSource(
+            f"{path} is one part of a MIRAX slide; its folder {path.stem} with Slidedat.ini is not beside it"
+        )
     raise UnreadableSource(
-        f"{path} is not an image that can be read: OpenSlide does not know it, and it is no "
-        f"{', '.join(s[1:].upper() for s in (*PICTURE_SUFFIXES[:2], TIFF_SUFFIXES[0]))} or OME-Zarr"
+        f"{path} is not an image that can be read: OpenSlide {openslide.__library_version__} does not know "
+        "it, and it is no PNG, JPG, TIF, DICOM or OME-Zarr; convert it to OME-TIFF"
     )
+
+
+def _check_name(path: Path) -> None:
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        shown = os.fsencode(path).decode("utf-8", "backslashreplace")
+        raise UnreadableSource(f"{shown} has a name that is not UTF-8; rename it") from None
+
+
+def image_files(path: Path) -> tuple[Path, ...]:
+    """The files that `path` stands for: those of its DICOM slide, else the path itself.
+
+    Raises SourceError like `open_source` for a DICOM slide that cannot be used.
+    """
+    if path.is_dir() or not _holds_dicom_slide(path):
+        return (path,)
+    from wsiseg.sources.dicom_images import slide_files
+
+    return slide_files(path)
+
+
+def _dicom_slide(path: Path, mpp: float | None) -> Source | None:
+    if not _holds_dicom_slide(path):
+        return None
+    from wsiseg.sources.dicom_slide import open_dicom_slide
+
+    return open_dicom_slide(path, mpp=mpp)
+
+
+def _holds_dicom_slide(path: Path) -> bool:
+    # A file that is both is the TIFF that its name says.
+    if path.suffix.lower() in TIFF_SUFFIXES or not holds_dicom(path):
+        return False
+    from wsiseg.sources.dicom_images import holds_slide
+
+    return holds_slide(path)

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pydicom
 from pydicom.errors import BytesLengthException, InvalidDicomError
+from pydicom.filereader import read_file_meta_info
 
 from wsiseg.errors import SourceError, UnreadableSource
 from wsiseg.sources.base import Array
@@ -22,10 +23,11 @@ from wsiseg.sources.volume import Channel, VolumeSource, allocate
 
 SLIDE_CLASS = "1.2.840.10008.5.1.4.1.1.77.1.6"
 """VL Whole Slide Microscopy Image Storage."""
+_NO_IMAGES = {SLIDE_CLASS, "1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7"}
+"""Slides, and segmentations: what somebody made of an image that may lie beside it."""
 
 _MAGIC_AT = 128
-# What pydicom and its decoders raise for damaged files: it parses values when they are asked for.
-_BAD_FILE = (
+BAD_FILE = (
     AttributeError,
     BytesLengthException,
     EOFError,
@@ -40,6 +42,7 @@ _BAD_FILE = (
     struct.error,
     zlib.error,
 )
+"""What pydicom and its decoders raise for damaged files: it parses values when they are asked for."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,11 @@ def is_dicom(path: Path) -> bool:
         return file.read(_MAGIC_AT + 4)[_MAGIC_AT:] == b"DICM"
 
 
+def class_of(path: Path) -> str:
+    """The SOP class that the file meta information names; may be empty. Raises what BAD_FILE lists."""
+    return str(read_file_meta_info(path).get("MediaStorageSOPClassUID", ""))
+
+
 def holds_series(path: Path) -> bool:
     """True for a file, or a folder with a file, that is a DICOM image other than a slide."""
     files = sorted(path.iterdir()) if path.is_dir() else [path]
@@ -101,7 +109,7 @@ def open_series(path: str | Path, *, series: str | int | None = None) -> VolumeS
         slices = [
             s for file in chosen.files for s in slices_of(file.path, file.header, num_frames=file.num_frames)
         ]
-    except _BAD_FILE as err:
+    except BAD_FILE as err:
         reason = " ".join(str(err).split())
         raise UnreadableSource(f"{path}: the DICOM header of an image makes no sense: {reason}") from None
     if len(slices) == 1:
@@ -166,8 +174,11 @@ def _image_file(path: Path) -> ImageFile | None:
     try:
         if not is_dicom(path):
             return None
+        # The rest of a slide's header may hold an item for each of a million tiles.
+        if class_of(path) in _NO_IMAGES:
+            return None
         header = pydicom.dcmread(path, stop_before_pixels=True)
-        if "Rows" not in header or header.get("SOPClassUID") == SLIDE_CLASS:
+        if "Rows" not in header or header.get("SOPClassUID") in _NO_IMAGES:
             return None
         return ImageFile(
             path=path,
@@ -177,7 +188,7 @@ def _image_file(path: Path) -> ImageFile | None:
             description=str(header.get("SeriesDescription") or ""),
             num_frames=int(header.get("NumberOfFrames") or 1),
         )
-    except _BAD_FILE as err:
+    except BAD_FILE as err:
         reason = " ".join(str(err).split())
         raise UnreadableSource(f"{path} has a damaged DICOM header: {reason}; copy the file again") from None
 
@@ -205,7 +216,7 @@ def _decode(path: Path, slices: Sequence[Slice]) -> Array:
         try:
             header = pydicom.dcmread(file)
             frames = header.pixel_array
-        except _BAD_FILE as err:
+        except BAD_FILE as err:
             reason = " ".join(str(err).split())
             raise UnreadableSource(
                 f"{file} cannot be decoded: {reason}; copy it again or decompress the series"

@@ -49,7 +49,10 @@ class SlideFile:
         try:
             return openslide.OpenSlide(str(self.path))
         except openslide.OpenSlideError as err:
-            raise UnreadableSource(f"{self.path} cannot be opened as a slide: {err}") from None
+            # As for Zeiss CZI in JPEG XR: what OpenSlide reads of a format depends on its version.
+            unsupported = "not supported" in str(err)
+            hint = f" by OpenSlide {openslide.__library_version__}; convert it to OME-TIFF" * unsupported
+            raise UnreadableSource(f"{self.path} cannot be opened as a slide: {err}{hint}") from None
 
     @property
     def handle(self) -> openslide.OpenSlide:

@@ -12,6 +12,7 @@ from xml.etree import ElementTree
 import numpy as np
 import tifffile
 import zarr
+from tifffile import COMPRESSION, PHOTOMETRIC
 
 from wsiseg.errors import SourceError, UnreadableSource
 from wsiseg.geometry import Geometry, Region
@@ -37,12 +38,13 @@ _UM = {"µm": 1.0, "um": 1.0, "nm": 1e-3, "mm": 1e3, "cm": 1e4, "m": 1e6}
 
 
 class TiffFile:
-    """Arrays (y, x) or (y, x, C) of a TIFF's first image, one a pyramid level, finest first.
+    """Arrays (y, x) or (y, x, C) of a TIFF's largest picture, one a pyramid level, finest first.
 
-    Raises UnreadableSource; SourceError for a stack or planes that are not one picture.
+    Tiles that the file leaves out hold `absent`. Raises UnreadableSource; SourceError for a stack or
+    planes that are not one picture.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, absent: int = 0) -> None:
         try:
             file = tifffile.TiffFile(path)
         except (tifffile.TiffFileError, OSError, ValueError) as err:
@@ -50,31 +52,64 @@ class TiffFile:
         # Closed with this object: sources are values that nobody has to remember to close.
         weakref.finalize(self, file.close)
         self.path = path
-        self.pages = _levels(file)
+        # Labels, macros and previews are series too.
+        series = max(file.series, key=lambda s: s.keyframe.imagelength * s.keyframe.imagewidth)
+        self.pages = _levels(file, series)
         first = self.pages[0]
-        if first.axes not in ("YX", "YXS"):
-            raise SourceError(f"{path} has axes {first.axes}; one picture of axes YX or YXS is supported")
-        if len(file.series[0].shape) != first.ndim:
+        if first.axes not in ("YX", "YXS", "SYX"):
             raise SourceError(
-                f"{path} is a stack of shape {file.series[0].shape} ({file.series[0].axes}); "
-                "one picture is supported"
+                f"{path} has axes {first.axes}; one picture of axes YX, YXS or SYX is supported"
             )
+        if len(series.shape) != first.ndim:
+            raise SourceError(
+                f"{path} is a stack of shape {series.shape} ({series.axes}); one picture is supported: "
+                "write its colours as one RGB picture"
+            )
+        _check_compression(path, first)
         # tifffile seeks and reads in one file: its decoders may run in threads, its reads may not.
         lock = threading.RLock()
-        self.arrays: list[Any] = [zarr.open(page.aszarr(lock=lock), mode="r") for page in self.pages]
+        self.arrays: list[Any] = [_array(page, lock=lock, absent=absent) for page in self.pages]
         self.shapes = [(int(page.imagelength), int(page.imagewidth)) for page in self.pages]
         self.tiles = [(int(p.chunks[0]), int(p.chunks[1])) for p in self.pages]
-        self.spacing = _ome_spacing(file.ome_metadata) or _tag_spacing(first)
+        self.spacing = _ome_spacing(file.ome_metadata, self.shapes[0]) or _tag_spacing(first)
 
 
-def _levels(file: tifffile.TiffFile) -> list[Any]:
-    """Pages of the first picture from fine to coarse: sub-IFDs, or top-level reduced pages."""
-    levels = [level.keyframe for level in file.series[0].levels]
+class Interleaved:
+    """Separate planes (C, y, x), read as (y, x, C)."""
+
+    def __init__(self, planes: Any) -> None:
+        self._planes = planes
+        self.dtype = planes.dtype
+        self.ndim = 3
+        self.shape = (*planes.shape[1:], planes.shape[0])
+
+    def __getitem__(self, region: Region) -> Array:
+        return np.moveaxis(np.asarray(self._planes[(slice(None), *region)]), 0, -1)
+
+
+def _array(page: Any, *, lock: threading.RLock, absent: int) -> Any:
+    array = zarr.open(page.aszarr(lock=lock, fillvalue=absent), mode="r")
+    return Interleaved(array) if page.axes == "SYX" else array
+
+
+def _check_compression(path: Path, page: Any) -> None:
+    try:
+        tifffile.TIFF.DECOMPRESSORS[page.compression]
+    except KeyError:
+        raise SourceError(
+            f"{path} has TIFF compression {int(page.compression)}, which is not supported; convert it, for "
+            "example to JPEG or deflate"
+        ) from None
+
+
+def _levels(file: tifffile.TiffFile, series: Any) -> list[Any]:
+    """Pages of a picture from fine to coarse: sub-IFDs, or top-level reduced pages."""
+    levels = [level.keyframe for level in series.levels]
     if len(levels) > 1:
         return levels
     first = levels[0]
     pages = [first]
-    for page in (p.aspage() for p in file.pages[1:]):
+    for page in (p.aspage() for p in file.pages):
         smaller = page.is_reduced and page.imagewidth < pages[-1].imagewidth
         # Labels and macros are reduced pages too: a level has the picture's proportions.
         factor = first.imagewidth / page.imagewidth
@@ -87,23 +122,27 @@ def _levels(file: tifffile.TiffFile) -> list[Any]:
     return pages
 
 
-def _ome_spacing(xml: str | None) -> tuple[float, float] | None:
-    """Pixel size (µm, y then x) in OME metadata."""
-    if xml is None:
+def _ome_spacing(xml: str | None, shape: tuple[int, int]) -> tuple[float, float] | None:
+    """Pixel size (µm, y then x) of the picture of `shape` in OME metadata."""
+    try:
+        elements = [] if xml is None else ElementTree.fromstring(xml).iter()
+    except ElementTree.ParseError:
         return None
-    pixels = next((e for e in ElementTree.fromstring(xml).iter() if e.tag.endswith("}Pixels")), None)
+    size = {"SizeY": str(shape[0]), "SizeX": str(shape[1])}
+    found = (e for e in elements if e.tag.endswith("}Pixels") and size.items() <= e.attrib.items())
+    pixels = next(found, None)
     if pixels is None:
         return None
     sizes = []
     for axis in "YX":
         try:
-            size = float(pixels.get(f"PhysicalSize{axis}", "0"))
+            length = float(pixels.get(f"PhysicalSize{axis}", "0"))
         except ValueError:
             return None
         factor = _UM.get(pixels.get(f"PhysicalSize{axis}Unit", "µm"))
-        if size <= 0 or factor is None:
+        if length <= 0 or factor is None:
             return None
-        sizes.append(size * factor)
+        sizes.append(length * factor)
     return sizes[0], sizes[1]
 
 
@@ -163,12 +202,23 @@ class TiffSource:
 def open_tiff(path: Path, *, mpp: float | None) -> TiffSource:
     """Level 0 of a TIFF; `mpp` overrides the file's pixel size.
 
-    Raises UnreadableSource, MissingSpacing, or SourceError for pixels that are not 8 bit.
+    Raises UnreadableSource, MissingSpacing, or SourceError for pixels that are not colours of 8 bit.
     """
-    file = TiffFile(path)
-    array = file.arrays[0]
+    file = TiffFile(path, absent=WHITE)
+    array, page = file.arrays[0], file.pages[0]
     if array.dtype != np.uint8:
-        raise SourceError(f"{path} has {array.dtype} pixels; 8 bits a channel are supported")
-    if array.ndim == 3 and array.shape[2] > 4:
-        raise SourceError(f"{path} has {array.shape[2]} channels; grey, RGB and RGBA are supported")
+        raise SourceError(
+            f"{path} has {array.dtype} pixels; 8 bits a channel are supported: convert the slide"
+        )
+    channels = array.shape[2] if array.ndim == 3 else 1
+    if channels not in (3, 4):
+        raise SourceError(f"{path} has {channels} channel{'s' * (channels > 1)}; RGB and RGBA are supported")
+    in_jpeg = page.photometric == PHOTOMETRIC.YCBCR and page.compression == COMPRESSION.JPEG
+    bare = page.compression == COMPRESSION.APERIO_JP2000_YCBC
+    if (page.photometric != PHOTOMETRIC.RGB and not in_jpeg) or bare:
+        kind, how = (getattr(v, "name", v) for v in (page.photometric, page.compression))
+        raise SourceError(
+            f"{path} has {kind} pixels with compression {how}; RGB, and YCbCr in JPEG, are supported: "
+            "convert it to RGB"
+        )
     return TiffSource(file, level=0, l0_spacing=known_spacing(path, mpp, file.spacing))

@@ -56,9 +56,14 @@ def _open_folder(
     return _open_dicom(path, series)
 
 
-def _open_dicom(path: Path, series: str | int | None) -> VolumeSource | None:
+def holds_dicom(path: Path) -> bool:
+    """True for a file that begins like DICOM, and for a folder (not the folders in it) with one."""
     files = path.iterdir() if path.is_dir() else [path]
-    if not any(is_dicom(file) for file in files if file.is_file()):
+    return any(is_dicom(file) for file in files if file.is_file())
+
+
+def _open_dicom(path: Path, series: str | int | None) -> VolumeSource | None:
+    if not holds_dicom(path):
         return None
     from wsiseg.sources.dicom_series import holds_series, open_series
 

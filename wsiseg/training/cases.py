@@ -20,7 +20,7 @@ from wsiseg.manifest import CaseRow, Manifest, read_manifest
 from wsiseg.models.card import sha256_of
 from wsiseg.preprocess import CaseStats, fit
 from wsiseg.resample import nearest
-from wsiseg.sources import Source, open_source
+from wsiseg.sources import Source, image_files, open_source
 from wsiseg.sources.base import Array
 from wsiseg.sources.resampled import LevelChoice, at_level, choose_level
 from wsiseg.sources.volume import VolumeSource
@@ -227,7 +227,7 @@ def open_case(run: Run, manifest: Manifest, row: CaseRow) -> Case:
 def _identify(manifest: Manifest, row: CaseRow, *, with_truth: bool) -> Iterator[str]:
     """Hashes of image and annotation. Raises ManifestError for an image that is not the manifest's."""
     path = manifest.resolve(row.path)
-    found = fingerprint(path)
+    found = fingerprint(path, files=image_files(path))
     if row.sha256 is not None:
         # Of large files the fingerprint is not the hash of the whole; a folder has none.
         whole = found.get("sha256") or (sha256_of(path) if path.is_file() else "")
