@@ -102,7 +102,13 @@ def test_another_takes_the_case_over_and_the_one_that_wakes_changes_nothing(
     finally:
         first.kill()
         first.communicate()
-    assert content(out) == before == content(tmp_path / "alone")
+    assert content(out) == before
+    # What a slab cost, which its ledger entry says too, depends on where the work was taken over.
+    alone = content(tmp_path / "alone")
+    assert {n: b for n, b in before.items() if n.startswith("labels")} == {
+        n: b for n, b in alone.items() if n.startswith("labels")
+    }
+    assert before.keys() == alone.keys()
     assert wsiseg.open_store(out / "a.ome.zarr").verify() == []
     assert not (out / ".claims").exists()
 

@@ -25,30 +25,16 @@ SUMMARY_S = 10.0
 
 
 def segment_folder(
-    inputs: Sequence[str | Path],
-    out: str | Path,
-    model: str | Path | None = None,
-    *,
-    annotations: str | Path | None = None,
-    overwrite: bool = False,
-    config: str | Path | None = None,
-    jobs: int = 1,
-    part: str | None = None,
-    progress: Progress = no_progress,
-    **options: Any,
+    inputs: Sequence[str | Path], out: str | Path, *, progress: Progress = no_progress, **given: Any
 ) -> Summary:
     """Segment the cases of folders, patterns and manifests into `out`; safe to interrupt and to call again.
 
-    Several processes or machines may work on one `out` at the same time: no case is done twice. `jobs`
-    cases are worked on at once, each in a process of its own; `part` "i/n" takes every n-th case.
-    `options` are the fields of SegmentConfig; no image is stored unless they ask for one. What became of
-    every case stands in summary.json, summary.csv and index.html, also while the batch is in work.
-    Raises UsageError for a wrong command, NoRoom where nothing more can be written.
+    Several processes or machines may work on one `out` at the same time: no case is done twice. What else
+    can be `given` is what `open_folder` takes. What became of every case stands in summary.json,
+    summary.csv and index.html, also while the batch is in work. Raises UsageError for a wrong command,
+    NoRoom where nothing more can be written.
     """
-    opened = open_folder(
-        inputs, out, model,
-        annotations=annotations, overwrite=overwrite, config=config, jobs=jobs, part=part, **options,
-    )  # fmt: skip
+    opened = open_folder(inputs, out, **given)
     try:
         run_batch(opened.batch, told=opened.told, progress=progress)
     finally:
@@ -68,7 +54,13 @@ def open_folder(
     part: str | None = None,
     **options: Any,
 ) -> Folder:
-    """What `segment_folder` works on, for whoever gives the cases out in another way."""
+    """What `segment_folder` works on, also for whoever gives the cases out in another way.
+
+    `jobs` cases are worked on at once, each in a process of its own; `part` "i/n" takes every n-th case.
+    `annotations` is a folder of files with the cases' names. `options` are the fields of SegmentConfig; no
+    image is stored unless they, or the file `config`, ask for one. Raises UsageError, ModelError,
+    ManifestError for a command that cannot be carried out.
+    """
     out = Path(out)
     file = Path(config) if config else None
     if options.get("image") is None and not (file and "image" in read_mapping(file)):

@@ -66,7 +66,7 @@ def segment_batch(
     from wsiseg.batch.segment import segment_folder
 
     given = {name: value for name, value in options.items() if value is not None}
-    summary = segment_folder(inputs, out, model, progress=show_progress, **given)
+    summary = segment_folder(inputs, out, model=model, progress=show_progress, **given)
     if json:
         print_json(summary.model_dump(mode="json"))
     else:
