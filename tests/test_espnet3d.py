@@ -18,7 +18,7 @@ from wsiseg.execute.lines import LineStream
 from wsiseg.execute.schedule import make_schedule
 from wsiseg.graph.network import NetworkGraph
 from wsiseg.models.espnet3d import VolumeESP, build_espnet3d, scaled_channels
-from wsiseg.models.layers import hierarchical_fusion
+from wsiseg.models.layers import FUNCTIONAL_CONV, conv_of_doubled, hierarchical_fusion
 from wsiseg.models.originals import espnet3d, recognise
 from wsiseg.models.registry import build_network
 from wsiseg.preprocess import apply
@@ -238,6 +238,33 @@ def test_without_refinement_the_reach_is_that_of_the_gradient() -> None:
 def test_refinement_sees_the_whole_volume_and_is_refused_by_the_graph() -> None:
     with pytest.raises(ModelError, match="ESPNet3D.forward cannot be followed"):
         NetworkGraph(build_espnet3d().eval(), ndim=3)
+
+
+# -- training ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kernel", [1, 3, 5, 7, 9])
+@pytest.mark.parametrize("sides", [(5,), (5, 7), (4, 7, 5)])
+def test_what_repeats_every_pixel_is_convolved_without_repeating_it(
+    kernel: int, sides: tuple[int, ...]
+) -> None:
+    x = torch.randn(2, 3, *sides, dtype=torch.double)
+    weight = torch.randn(4, 3, *(kernel,) * len(sides), dtype=torch.double)
+    whole = FUNCTIONAL_CONV[len(sides)](F.interpolate(x, scale_factor=2.0), weight, padding=kernel // 2)
+    torch.testing.assert_close(conv_of_doubled(x, weight), whole)
+
+
+@pytest.mark.parametrize("ndim", [2, 3])
+def test_in_training_the_head_gives_the_scores_and_gradients_of_its_layers(ndim: int) -> None:
+    network: Any = build_espnet3d(classes=3, channels=1, width=0.25, refinement=False, ndim=ndim).double()
+    features = torch.randn(2, 3, *(8, 12, 10)[:ndim], dtype=torch.double)
+    found = []
+    for make in (network.train()._scores, network.head):
+        network.zero_grad()
+        scores = make(features)
+        scores.square().sum().backward()
+        found.append([scores.detach(), *(p.grad for p in network.head.parameters())])
+    torch.testing.assert_close(*found)
 
 
 # -- what is refused -----------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ shape that it makes, with C classes and the published width.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from wsiseg.models.layers import (
     LINEAR,
     ConvNormReLU,
     conv,
+    conv_of_doubled,
     hierarchical_fusion,
 )
 
@@ -199,14 +200,28 @@ class ESPNet3D(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         if self.refine is None:
-            local: Tensor = self.head(self.trunk(image))  # (B, C, 1/1)
-            return local
+            return self._scores(self.trunk(image))  # (B, C, 1/1)
         size = image.shape[2:]
         inner = self._inner_size(size)
         if inner != size:
             image = ADAPTIVE_POOL[len(size)](image, inner)
-        scores = self.head(self.refine(self.trunk(image)))  # (B, C, *inner)
+        scores = self._scores(self.refine(self.trunk(image)))  # (B, C, *inner)
         return F.interpolate(scores, size=size, mode=LINEAR[len(size)], align_corners=self.align_corners)
+
+    def _scores(self, features: Tensor) -> Tensor:
+        """The head; its widest kernel sees every voxel repeated, which training need not compute."""
+        if not self.training:
+            scores: Tensor = self.head(features)
+            return scores
+        asp: Any
+        wide: Any
+        asp, _, wide, mix = self.head
+        half = asp(features)
+        doubled = conv_of_doubled(half, wide.conv.weight)
+        layout = torch.channels_last_3d if half.is_contiguous(memory_format=torch.channels_last_3d) else None
+        doubled = doubled if layout is None else doubled.contiguous(memory_format=layout)
+        mixed: Tensor = mix(torch.relu(wide.norm(doubled)))
+        return mixed
 
     @property
     def window_stride(self) -> int | None:

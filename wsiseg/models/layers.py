@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 from typing import Any
 
@@ -14,6 +15,7 @@ CONV_TRANSPOSE = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTransp
 BATCH_NORM = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 AVG_POOL = {1: nn.AvgPool1d, 2: nn.AvgPool2d, 3: nn.AvgPool3d}
 ADAPTIVE_POOL: dict[int, Any] = {1: F.adaptive_avg_pool1d, 2: F.adaptive_avg_pool2d, 3: F.adaptive_avg_pool3d}
+FUNCTIONAL_CONV: dict[int, Any] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 LINEAR = {1: "linear", 2: "bilinear", 3: "trilinear"}
 
 ESP_DILATIONS = (1, 2, 4, 8, 16)
@@ -52,6 +54,28 @@ def down2(*, ndim: int) -> nn.Module:
     """Average pooling by two over 3-wide neighbourhoods; zeros outside count in the mean."""
     pool: nn.Module = AVG_POOL[ndim](3, stride=2, padding=1)
     return pool
+
+
+def conv_of_doubled(x: Tensor, weight: Tensor) -> Tensor:
+    """What a padded convolution makes of `x` (B, C, *axes) repeated twice along every axis, (B, O, *2 axes).
+
+    Nothing is repeated: the two pixels that one becomes see it through sums of neighbouring taps, so that a
+    7-wide kernel needs 5 taps an axis, and all pixels of a group are channels of one small convolution.
+    `weight` is (O, C, *odd kernel).
+    """
+    ndim, out_channels, half = x.ndim - 2, weight.shape[0], weight.shape[-1] // 2
+    reach = (half + 1) // 2
+    taps = weight.new_zeros(2, 2 * reach + 1, weight.shape[-1])
+    for second, tap in itertools.product(range(2), range(weight.shape[-1])):
+        taps[second, (second + tap - half) // 2 + reach, tap] = 1
+    for _ in range(ndim):  # each turn takes the first axis of the kernel and puts (2, taps) behind the last
+        weight = torch.tensordot(weight, taps, dims=([2], [2]))
+    places, near = range(2, 2 + 2 * ndim, 2), range(3, 3 + 2 * ndim, 2)
+    small = weight.permute(0, *places, 1, *near).flatten(0, ndim)  # (O * 2 ** ndim, C, *taps)
+    made: Tensor = FUNCTIONAL_CONV[ndim](x, small, padding=reach)  # (B, O * 2 ** ndim, *axes)
+    made = made.reshape(x.shape[0], out_channels, *(2,) * ndim, *x.shape[2:])
+    order = [axis for n in range(ndim) for axis in (2 + ndim + n, 2 + n)]
+    return made.permute(0, 1, *order).reshape(x.shape[0], out_channels, *(2 * n for n in x.shape[2:]))
 
 
 def hierarchical_fusion(branches: Iterable[Tensor]) -> Tensor:
