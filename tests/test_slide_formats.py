@@ -8,105 +8,15 @@ from typing import Any
 
 import imagecodecs
 import numpy as np
-import openslide
 import pytest
 from PIL import Image
 
-import wsiseg
-from tests.cases import CROPS, NAMES, SMALL, mask_of
 from tests.conftest import SLIDE, random_image
 from tests.czi_files import write_czi
 from tests.images import Rgb, around, assert_reads, rgb_last
 from wsiseg.errors import UnreadableSource
 from wsiseg.files import companions, fingerprint
 from wsiseg.sources import open_source
-
-SHAPE = (192, 256)
-BOUNDS = (slice(32, 160), slice(64, 224))
-
-
-class BoundedSlide:
-    """Stands in for an OpenSlide handle on an MRXS: transparent outside the scanned bounds."""
-
-    level_count = 2
-    dimensions = SHAPE[::-1]
-    level_dimensions = (SHAPE[::-1], (SHAPE[1] // 2, SHAPE[0] // 2))
-    level_downsamples = (1.0, 2.0)
-
-    def __init__(self, rgb: Rgb) -> None:
-        rows, columns = BOUNDS
-        self.rgba = np.zeros((*SHAPE, 4), np.uint8)
-        self.rgba[BOUNDS] = np.dstack([rgb, np.full(rgb.shape[:2], 255, np.uint8)])
-        self.properties = {
-            "openslide.vendor": "mirax",
-            "openslide.mpp-x": "0.5",
-            "openslide.mpp-y": "0.5",
-            "openslide.bounds-x": str(columns.start),
-            "openslide.bounds-y": str(rows.start),
-            "openslide.bounds-width": str(columns.stop - columns.start),
-            "openslide.bounds-height": str(rows.stop - rows.start),
-        }
-
-    def read_region(self, location: tuple[int, int], level: int, size: tuple[int, int]) -> Image.Image:
-        (x, y), step = location, int(self.level_downsamples[level])
-        rows, columns = (slice(a, a + n * step, step) for a, n in ((y, size[1]), (x, size[0])))
-        return Image.fromarray(self.rgba[rows, columns])
-
-    def __enter__(self) -> BoundedSlide:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        pass
-
-
-@pytest.fixture
-def bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Rgb]:
-    """A path that opens the stand-in, and what must be read from it."""
-    crop = np.asarray(Image.open(CROPS / "images" / f"{NAMES[0]}.png").convert("RGB"))[:128, :160]
-
-    class Opener(BoundedSlide):
-        def __init__(self, path: str) -> None:
-            super().__init__(crop)
-
-        @staticmethod
-        def detect_format(path: str) -> str:
-            return "mirax"
-
-    monkeypatch.setattr(openslide, "OpenSlide", Opener)
-    expected = np.full((3, *SHAPE), 255, np.uint8)
-    expected[(slice(None), *BOUNDS)] = np.moveaxis(crop, -1, 0)
-    path = tmp_path / "slide.mrxs"
-    path.write_bytes(b"stands for a MIRAX slide")
-    return path, expected
-
-
-def test_a_stand_in_for_a_slide_with_bounds_is_glass_outside_them_on_the_whole_grid(
-    bounded: tuple[Path, Rgb],
-) -> None:
-    path, expected = bounded
-    source = open_source(path)
-    assert source.format == "OpenSlide mirax"
-    assert [level.geometry.shape for level in source.levels] == [SHAPE, (96, 128)]
-    for region in around(SHAPE):
-        assert_reads(source, expected, region)
-    for region in around((96, 128)):
-        assert_reads(source.levels[1], expected[:, ::2, ::2], region)
-
-
-def test_the_mask_of_a_stand_in_for_a_slide_with_bounds_covers_the_whole_grid(
-    bounded: tuple[Path, Rgb], tmp_path: Path
-) -> None:
-    path, _ = bounded
-    report = wsiseg.segment(path, tmp_path / "out", "breast-tissue3", **SMALL)
-    mask = mask_of(report)
-    assert mask.shape == SHAPE
-    outside = np.ones(SHAPE, bool)
-    outside[BOUNDS] = False
-    assert not (mask == 255).any()
-    # The tissue mask has a margin round what it finds.
-    assert (mask[:8] == 0).all()
-    assert (mask[BOUNDS] != 0).mean() > 0.5
-    assert (mask[outside] != 0).mean() < 0.2
 
 
 def test_a_mirax_slide_without_its_folder_says_what_is_missing(tmp_path: Path) -> None:
