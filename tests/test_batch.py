@@ -83,7 +83,7 @@ def test_a_case_that_fails_leaves_its_reason_and_the_others_their_results(tmp_pa
     [
         (Answer("failed", "broken", "UnreadableSource"), 1),
         (Answer("failed", "read error", "UnreadableSource", may_pass=True), 3),
-        (Answer("failed", "memory ran out", "OutOfMemory"), 3),
+        (Answer("failed", "memory ran out", "OutOfMemory"), 2),
         (Answer("failed", "killed", "WorkerDied"), 3),
         (Answer("failed", "too long", "TimeLimit"), 1),
     ],

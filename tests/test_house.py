@@ -26,6 +26,7 @@ LAYERS = [
     {
         "prepare",
         "execution",
+        "smaller",
         "diagnosis",
         "batch",
         "pipeline",

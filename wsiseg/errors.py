@@ -11,6 +11,7 @@
     │   ├── CaseHeld           another process works on it
     │   ├── ClaimLost          another process has taken it over
     │   └── NoRoom             nothing more can be written where the results go
+    ├── OutOfMemory            of the smallest plan too
     ├── AnnotationError        pathologists' marks
     ├── ManifestError          a table of cases, or a run file
     └── CasesFailed            some cases of a batch; the others are finished
@@ -61,6 +62,10 @@ class ClaimLost(StoreError):
 
 class NoRoom(StoreError):
     """Nothing more can be written where the results go: full, over quota, or read-only."""
+
+
+class OutOfMemory(WsisegError):
+    """There is not enough memory, and nothing that needs less is left to try."""
 
 
 class AnnotationError(WsisegError):

@@ -17,7 +17,7 @@ from wsiseg.execute.schedule import Schedule, make_schedule, memory_bytes
 from wsiseg.execute.streaming import Streaming, padded, streaming_settings
 from wsiseg.execute.windowed import Windowed, balanced_core, window_settings
 from wsiseg.graph.network import NetworkGraph
-from wsiseg.memory import free_memory_bytes
+from wsiseg.memory import free_memory_bytes, ran_out
 from wsiseg.models.card import ModelCard, WindowSpec, check_size
 from wsiseg.models.foreign import in_short
 from wsiseg.models.registry import NETWORKS, structure
@@ -133,10 +133,10 @@ def choose_execution(
 
     Raises UsageError and ModelError where what was asked for cannot be.
     """
-    if before and config.executor in ("auto", before["executor"]):
+    if "executor" in before and config.executor in ("auto", before["executor"]):
         if before["executor"] == "streaming":
             return {key: before[key] for key in ("executor", "band")}
-        return _windows(card, config, shape, reason=before.get("reason"))
+        return _windows(card, config, shape, reason=before.get("reason")) | {"batch": before["batch"]}
     own = [name for name in WINDOW_SETTINGS if getattr(config, name) != _default(name)]
     if config.executor == "windowed":
         if config.memory is not None:
@@ -230,7 +230,9 @@ def try_execution(execution: dict[str, Any], predictor: NetworkPredictor) -> Non
         predictor(images)
     except ModelError:
         raise
-    except Exception as err:  # noqa: BLE001 - what others' networks raise is theirs to choose
+    except Exception as err:  # what others' networks raise is theirs to choose
+        if ran_out(err):
+            raise
         size = " x ".join(map(str, sides))
         raise ModelError(
             f"model {predictor.card.name} cannot be run on {execution['batch']} window(s) of {size} "
@@ -268,4 +270,4 @@ def make_executor(
         return Streaming(predictor, shape, band=execution["band"], **kept)
     plan = window_plan(predictor.card, config, shape)
     taper = taper_of(predictor.card, config)
-    return Windowed(predictor, plan, taper=taper, batch=config.batch, **kept)
+    return Windowed(predictor, plan, taper=taper, batch=execution["batch"], **kept)

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import ctypes
 import ctypes.util
+import gc
 import math
 import mmap
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+
+from wsiseg.errors import OutOfMemory
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # malloc.h of the GNU C library
 APART_BYTES = 1 << 20
@@ -71,3 +75,51 @@ def free_memory_bytes(device: torch.device) -> int:
     if limit.is_file() and (text := limit.read_text().strip()) != "max":
         free = min(free, int(text))
     return free
+
+
+_RAN_OUT = (
+    "can't allocate memory",  # torch's allocator on a CPU
+    "not enough memory",
+    "could not create a ",  # oneDNN's: a primitive, a memory object
+    "out of memory",  # CUDA's own
+    "ALLOC_FAILED",  # cuDNN's and cuBLAS's
+    "Failed to allocate memory",  # ONNX Runtime's
+    "bad allocation",
+    "bad_alloc",
+)
+
+
+def ran_out(err: BaseException) -> bool:
+    """True of what libraries raise where there is not enough memory."""
+    if isinstance(err, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(err, RuntimeError) and any(words in str(err) for words in _RAN_OUT)
+
+
+@contextmanager
+def memory_for(what: str) -> Iterator[None]:
+    """Turns a lack of memory for what no plan can make smaller into one sentence. Raises OutOfMemory."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as err:
+        if not ran_out(err):
+            raise
+        raise OutOfMemory(f"memory ran out {what}; end other programs, or use a machine with more") from None
+
+
+def free_unused() -> None:
+    """Give back what an attempt that ran out of memory has left behind."""
+    gc.collect()
+    torch.cuda.empty_cache()  # does nothing where no GPU is in use
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(ctypes.util.find_library("c")).malloc_trim(0)
+
+
+def processes_killed() -> int | None:
+    """How many processes this machine has killed for memory since it was started; None: it does not say."""
+    counters = Path("/proc/vmstat")
+    try:
+        lines = (line.split() for line in counters.read_text().splitlines())
+        return next((int(line[1]) for line in lines if line[0] == "oom_kill"), None)
+    except OSError:
+        return None

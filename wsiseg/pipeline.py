@@ -22,8 +22,9 @@ from wsiseg.execute.decision import Confidence
 from wsiseg.execution import make_executor, try_execution
 from wsiseg.exports import check_out, remove_stale
 from wsiseg.geometry import Region
-from wsiseg.memory import keep_memory
-from wsiseg.plan import plan_of
+from wsiseg.memory import free_unused, keep_memory, memory_for, ran_out
+from wsiseg.models.foreign import in_short
+from wsiseg.plan import StorePlan, plan_of
 from wsiseg.predict import NetworkPredictor, load_predictor, use_threads
 from wsiseg.prepare import (
     Job,
@@ -31,6 +32,7 @@ from wsiseg.prepare import (
     check_space,
     detect_tissue,
     open_job,
+    plan_with_less,
     store_plan,
     wanted_regions,
 )
@@ -38,6 +40,7 @@ from wsiseg.preprocess import CaseStats, fit
 from wsiseg.progress import Progress, no_progress
 from wsiseg.report import Report, Stopwatch
 from wsiseg.results import finished_report, make_report, void_places
+from wsiseg.smaller import in_words
 from wsiseg.sources.cached import CachedSource
 from wsiseg.sources.resampled import ResampledSource
 from wsiseg.store import CaseStore
@@ -48,6 +51,7 @@ logger = logging.getLogger(__name__)
 
 FINISHED_PX = 1 << 24
 """Pixels of a mask that are finished at a time: more than a slab of most slides has."""
+KILLED = "its process was killed when the memory of the machine ran out"
 
 
 def segment(
@@ -79,28 +83,56 @@ def segment(
 
 
 def segment_case(
-    request: Request, *, progress: Progress = no_progress, free_after: int | None = None
+    request: Request, *, progress: Progress = no_progress, free_after: int | None = None, less: int = 0
 ) -> Report:
     """Segment what a request names; `free_after` is what the caller has seen of the claims of others.
 
-    Raises CaseHeld where another process works on the case, and other WsisegErrors.
+    Where memory runs out the case is begun again under a plan that needs less; `less` is how many plans
+    the caller has seen to be left. Raises CaseHeld where another process works on the case, OutOfMemory
+    where nothing smaller is left to try, and other WsisegErrors.
     """
     check_out(request)
     keep_memory()
     watch = Stopwatch()
-    with watch.stage("open"):
+    with watch.stage("open"), memory_for(f"while {request.input} was opened"):
         job = open_job(request)
+    reasons = [KILLED] * less
+    while True:
         recorded = None if request.overwrite else plan_of(request.store)
+        plan = store_plan(job, recorded)
+        if recorded is not None and CaseStore(request.store, recorded).completion() is not None:
+            # Nobody writes there any more, and nothing may be to be written.
+            with memory_for(f"while the report of {request.case} was made"):
+                return finished_report(job, CaseStore.create_or_resume(request.store, plan), watch)
+        for why in reasons[len(plan.attempts) :]:
+            plan = plan_with_less(job, plan, why=why)
+        try:
+            return _carry_out(job, plan, recorded, free_after, watch, progress)
+        except (MemoryError, RuntimeError) as err:
+            if not ran_out(err):
+                raise
+            reasons = [*(attempt["why"] for attempt in plan.attempts), in_short(err)]
+        logger.warning("%s: memory ran out with %s", request.case, in_words(plan.execution))
+        free_unused()
+        free_after = None
+
+
+def _carry_out(
+    job: Job,
+    plan: StorePlan,
+    recorded: StorePlan | None,
+    free_after: int | None,
+    watch: Stopwatch,
+    progress: Progress,
+) -> Report:
+    """Begin or go on with a case under a plan; `recorded` is the one that its store has."""
+    request = job.request
     if recorded is None:
         needed = check_space(job)
         logger.info("%s: the result will take about %.2f GB", request.case, needed / 1e9)
-    plan = store_plan(job, recorded)
-    if recorded is None:
+    if plan != recorded:
         # Nothing is begun, or overwritten, that could not be carried through.
         try_execution(plan.execution, _predictor(job, plan.execution))
-    elif CaseStore(request.store, recorded).completion() is not None:
-        # Nobody writes there any more, and nothing may be to be written.
-        return finished_report(job, CaseStore.create_or_resume(request.store, plan), watch)
     if free_after is None:
         free_after = wait_for(request.out, request.case, lease_s=request.config.lease_s)
     with take(request.out, request.case, after=free_after, lease_s=request.config.lease_s) as claim:
@@ -124,12 +156,13 @@ def _work_on(job: Job, store: CaseStore, claim: Claim, watch: Stopwatch, progres
         with watch.stage("verify"):
             store.forget_damaged()
         _segment_rows(job, store, tissue, watch, progress)
-    with watch.stage("pyramid"):
-        said = gather(store, job.card.diagnoses)
-        maps = {} if said is None else {diagnosis.NAME: said.probabilities}
-        store.complete({"tissue_share": tissue.share if tissue else None}, maps=maps)
-    claim.check()
-    return make_report(job, store, watch, status="segmented")
+    with memory_for(f"while the result of {store.plan.case} was finished"):
+        with watch.stage("pyramid"):
+            said = gather(store, job.card.diagnoses)
+            maps = {} if said is None else {diagnosis.NAME: said.probabilities}
+            store.complete({"tissue_share": tissue.share if tissue else None}, maps=maps)
+        claim.check()
+        return make_report(job, store, watch, status="segmented")
 
 
 def _segment_rows(

@@ -42,6 +42,16 @@ class StorePlan(BaseModel):
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
 
     @property
+    def attempts(self) -> list[dict[str, Any]]:
+        """Plans that ran out of memory and were left for this one: what was tried, and `why` it was left."""
+        return list(self.execution.get("attempts", ()))
+
+    def takes_over(self, begun: StorePlan) -> bool:
+        """True if this is what comes after a plan that has run out of memory."""
+        before = len(begun.attempts)
+        return self.inputs == begun.inputs and self.attempts[:before] == begun.attempts != self.attempts
+
+    @property
     def confidence(self) -> bool:
         """True where the store has a confidence beside its mask."""
         return bool(self.inputs.get("settings", {}).get("confidence"))

@@ -16,7 +16,7 @@ import numpy as np
 from wsiseg.annotations import Labels, open_truth, polygon_region
 from wsiseg.annotations.geojson import PolygonLabels
 from wsiseg.config import SegmentConfig
-from wsiseg.errors import NoRoom, UsageError
+from wsiseg.errors import NoRoom, OutOfMemory, UsageError
 from wsiseg.execution import choose_execution
 from wsiseg.files import fingerprint, shortened
 from wsiseg.geometry import Region
@@ -25,6 +25,7 @@ from wsiseg.models.registry import DEFAULT_MODELS, load_card
 from wsiseg.plan import StorePlan
 from wsiseg.predict import execution_record, pick_device
 from wsiseg.progress import Progress, no_progress
+from wsiseg.smaller import left, smaller, tried
 from wsiseg.sources import Source, image_files, open_source
 from wsiseg.sources.resampled import LevelChoice, at_level, choose_level
 from wsiseg.sources.volume import VolumeSource
@@ -204,8 +205,24 @@ def store_plan(job: Job, recorded: StorePlan | None) -> StorePlan:
             "threads": threads if device.type == "cpu" else None,
             **chosen,
             "model_grid": list(model_grid),
+            **({"attempts": recorded.attempts} if recorded and recorded.attempts else {}),
         },
     )
+
+
+def plan_with_less(job: Job, plan: StorePlan, *, why: str) -> StorePlan:
+    """What comes after a plan that ran out of memory. Raises OutOfMemory where nothing smaller is left."""
+    config, execution = job.config, plan.execution
+    less = smaller(
+        execution, stride=job.card.windows.output_stride, executor=config.executor, device=config.device
+    )
+    if less is None:
+        raise OutOfMemory(
+            f"memory ran out with {', then '.join(tried(execution))}, and nothing smaller is left to try "
+            f"({why}); end other programs and run the same command again, or use a machine with more memory"
+        )
+    attempts = [*plan.attempts, left(execution, why=why)]
+    return store_plan(job, plan.model_copy(update={"execution": {**less, "attempts": attempts}}))
 
 
 def coarse_plan(choice: LevelChoice) -> WindowPlan:

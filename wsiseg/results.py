@@ -37,6 +37,7 @@ from wsiseg.report import (
     versions,
 )
 from wsiseg.scoring import Evaluation, score_case
+from wsiseg.smaller import remark
 from wsiseg.store import CaseStore
 
 logger = logging.getLogger(__name__)
@@ -241,4 +242,6 @@ def _remarks(job: Job, store: CaseStore, void: VoidReport) -> tuple[str, ...]:
         )
     if "reason" in execution:
         remarks.append(f"windows were used instead of one exact pass: {execution['reason']}")
+    if store.plan.attempts:
+        remarks.append(remark(execution))
     return tuple(remarks)

@@ -72,13 +72,17 @@ class CaseStore:
     ) -> CaseStore:
         """A store ready to write, as long as `guard` lets it.
 
-        Raises ConfigMismatch where one with another plan is there.
+        What was begun under a plan that ran out of memory is discarded for the one that takes over; no
+        store has slabs of two. Raises ConfigMismatch where one with another plan is there.
         """
         store = cls(path, plan, guard=guard)
         with writing(path):
+            recorded = None if overwrite else plan_of(path)
+            if recorded is not None and plan.takes_over(recorded):
+                overwrite = cls(path, recorded).completion() is None
             if overwrite and path.exists():
-                shutil.rmtree(path)
-            recorded = plan_of(path)
+                discard(path)
+                recorded = None
             if recorded is None:
                 if path.exists() and any(path.iterdir()):
                     # A ledger without a plan: killed before the first slab could begin.
@@ -86,7 +90,7 @@ class CaseStore:
                         raise StoreError(
                             f"{path} exists and is no result of wsiseg; use --overwrite to replace it"
                         )
-                    shutil.rmtree(path)
+                    discard(path)
                 store._create()
                 return store
         begun = cls(path, recorded, guard=guard)
@@ -296,6 +300,16 @@ class CaseStore:
         if self._image is not None:
             written += [("image", self._image, piece) for piece in entry["image"]]
         return written
+
+
+def discard(path: Path) -> None:
+    """Remove a store so that whoever finds a part of it, should this be stopped, can tell what it is."""
+    ledger = path / "ledger"
+    (ledger / "plan.json").unlink(missing_ok=True)  # first: nothing that is left is taken for begun
+    for entry in path.iterdir():
+        if entry.is_dir() and entry != ledger and not entry.is_symlink():
+            shutil.rmtree(entry)
+    shutil.rmtree(path)
 
 
 def _entry_name(slab: Slab) -> str:

@@ -24,6 +24,7 @@ class Failure(BaseModel):
     error: str
     kind: str = Field(description="name of the error's class")
     attempts: int = 1
+    tried: tuple[str, ...] = Field((), description="how the case was begun, in order, where it was")
 
 
 def failure_path(out: Path, case: str) -> Path:

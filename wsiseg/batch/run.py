@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,9 +17,12 @@ from wsiseg.batch.discovery import Case
 from wsiseg.batch.outcome import Failure, forget_failure, write_failure
 from wsiseg.batch.workers import Answer, Job, Worker, job_of
 from wsiseg.claims import LEASE_S, Watch
-from wsiseg.errors import NoRoom, StoreError
+from wsiseg.errors import IncompleteStore, NoRoom, StoreError
 from wsiseg.files import write_whole, writing
+from wsiseg.plan import StorePlan, plan_of
+from wsiseg.prepare import SUFFIX
 from wsiseg.progress import Progress, no_progress
+from wsiseg.smaller import tried
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +31,9 @@ ATTEMPTS = 3
 PAUSE_S = 2.0
 """Before another attempt, and between two looks at cases that others hold."""
 NOT_OURS = ("CaseHeld", "ClaimLost")
-HELPED_BY_ANOTHER = ("WorkerDied", "OutOfMemory")
+MOST = {"WorkerDied": ATTEMPTS, "KilledForMemory": 9, "OutOfMemory": 2}
+"""Attempts by kind of a failure: after a kill each has a smaller plan, until none is left; a process that
+has tried them all keeps memory that a new one does not need."""
 
 
 class Runner(Protocol):
@@ -119,10 +125,11 @@ def attempts(
     A failure is written beside where the result would be. Raises NoRoom, StoreError.
     """
     out = batch.out / case.folder
-    for attempt in range(1, ATTEMPTS + 1):
+    less = 0
+    for attempt in count(1):
         job = job_of(
             case, out=batch.out, options=batch.options, overwrite=batch.overwrite and attempt == 1,
-            free_after=epoch,
+            free_after=epoch, less=less,
         )  # fmt: skip
         answer = runner.run(job, limit_s=batch.limit_s)
         if answer.status != "failed":
@@ -133,19 +140,33 @@ def attempts(
         if answer.kind == "NoRoom":
             check_room(batch.out, answer.error)
         logger.warning("%s: %s", case.name, answer.error)
-        hopeless = not (answer.may_pass or answer.kind in HELPED_BY_ANOTHER)
-        if hopeless or attempt == ATTEMPTS:
+        if attempt >= MOST.get(answer.kind, ATTEMPTS if answer.may_pass else 1):
             break
+        if answer.kind == "OutOfMemory":
+            runner.stop()
+        if answer.kind == "KilledForMemory":
+            plan = begun(out, case)
+            less = max(less, len(plan.attempts) if plan else 0) + 1
         time.sleep(PAUSE_S)
         found = watch.free_after(out, case.own_name)
         if found is None:
             return Answer("failed", f"{case.name} is held", NOT_OURS[0])
         epoch = found
+    plan = begun(out, case)
     failure = Failure(
-        case=case.name, input=str(case.path), error=answer.error, kind=answer.kind, attempts=attempt
-    )
+        case=case.name, input=str(case.path), error=answer.error, kind=answer.kind, attempts=attempt,
+        tried=tuple(tried(plan.execution)) if plan else (),
+    )  # fmt: skip
     write_failure(batch.out, failure)
     return answer
+
+
+def begun(out: Path, case: Case) -> StorePlan | None:
+    """The plan that a case was last begun with, if it was and can be read."""
+    try:
+        return plan_of(out / f"{case.own_name}{SUFFIX}")
+    except IncompleteStore:
+        return None
 
 
 def check_room(out: Path, said: str) -> None:

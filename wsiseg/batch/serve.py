@@ -51,15 +51,9 @@ def work_on(job: Job) -> Answer:
             overwrite=job.overwrite,
             name=job.case,
         )
-        report = segment_case(request, free_after=job.free_after)
+        report = segment_case(request, free_after=job.free_after, less=job.less)
     except WsisegError as err:
         return Answer("failed", str(err), type(err).__name__, may_pass=may_pass(err))
-    except MemoryError:
-        return Answer("failed", "memory ran out", "OutOfMemory")
-    except RuntimeError as err:
-        if type(err).__name__ == "OutOfMemoryError":  # of a GPU; naming the type would load torch
-            return Answer("failed", " ".join(str(err).split()), "OutOfMemory")
-        raise
     return Answer(report.status)
 
 

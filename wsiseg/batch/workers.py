@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import selectors
+import signal
 import subprocess
 import sys
 from dataclasses import asdict, dataclass
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from wsiseg.batch.discovery import VOXELS_STATED, Case
+from wsiseg.memory import processes_killed
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,8 @@ class Job:
     overwrite: bool = False
     free_after: int | None = None
     """The epoch of the case's last claim, which the caller has seen to be a dead one's."""
+    less: int = 0
+    """Plans that were left because memory ran out with them."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,7 @@ class Worker:
     def run(self, job: Job, *, limit_s: float | None = None) -> Answer:
         """Have a case worked on; one that takes longer than its limit is stopped."""
         process = self._started()
+        killed = processes_killed()
         assert process.stdin is not None
         try:
             process.stdin.write(json.dumps(asdict(job)).encode() + b"\n")
@@ -81,7 +86,7 @@ class Worker:
         try:
             return Answer(**json.loads(line))
         except (ValueError, TypeError):
-            return Answer("failed", self._last_words(), "WorkerDied")
+            return self._last_words(killed)
 
     def stop(self) -> None:
         """Kill the process, if there is one."""
@@ -114,11 +119,13 @@ class Worker:
                 return None
         return process.stdout.readline()
 
-    def _last_words(self) -> str:
-        """How the process ended."""
+    def _last_words(self, killed: int | None) -> Answer:
+        """How the process ended, by how many the machine had killed for memory when it was given its job."""
         assert self._process is not None
         status = self._process.wait()
         self.stop()
-        if status == -9:
-            return "its process was killed (signal 9), as systems do where memory runs out"
-        return f"its process ended with {f'signal {-status}' if status < 0 else f'status {status}'}"
+        if status == -signal.SIGKILL and (killed is None or processes_killed() != killed):
+            said = "its process was killed (signal 9), as systems do where memory runs out"
+            return Answer("failed", said, "KilledForMemory")
+        how = f"signal {-status}" if status < 0 else f"status {status}"
+        return Answer("failed", f"its process ended with {how}", "WorkerDied")
