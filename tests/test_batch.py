@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,7 @@ from wsiseg.batch.serve import may_pass
 from wsiseg.batch.workers import Answer, Job, Worker
 from wsiseg.claims import take
 from wsiseg.errors import NoRoom, UnreadableSource
+from wsiseg.files import RESERVE
 
 
 class Scripted:
@@ -142,6 +144,11 @@ def test_a_full_disk_stops_the_batch_and_blames_no_case(
     assert read_outcome(tmp_path, "b") is None
     monkeypatch.undo()
     monkeypatch.setattr(run, "PAUSE_S", 0.01)
+    few = SimpleNamespace(free=RESERVE - 1)
+    with monkeypatch.context() as patch:
+        patch.setattr("shutil.disk_usage", lambda _: few)
+        with pytest.raises(NoRoom, match="the disk is full"):
+            run_batch(batch_of(tmp_path, "b"), runner=lambda: Scripted(lambda _: full))
     # Where there is room for others it was the case's own trouble.
     assert [job.case for job in ran(batch_of(tmp_path, "b", "c"), lambda _: full)] == ["b", "c"]
     assert isinstance(read_outcome(tmp_path, "b"), Failure)

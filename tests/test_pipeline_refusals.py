@@ -14,11 +14,13 @@ from tests.cases import SMALL, mask_of, write_tiff
 from tests.conftest import SLIDE
 from wsiseg.errors import (
     MissingSpacing,
+    NoRoom,
     SourceError,
     StoreError,
     UnreadableSource,
     UsageError,
 )
+from wsiseg.files import RESERVE
 from wsiseg.report import Report
 
 pytestmark = pytest.mark.usefixtures("eight_classes")
@@ -86,6 +88,32 @@ def test_a_disk_without_room_is_noticed_before_anything_is_written(
     with pytest.raises(StoreError, match="needs about .* GB and 0.00 GB are free; use --image none"):
         wsiseg.segment(slide, tmp_path / "out", **SMALL)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_disk_that_fills_up_stops_a_run_before_it_is_full_and_with_room_it_goes_on(
+    slide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from types import SimpleNamespace
+
+    whole = wsiseg.segment(slide, tmp_path / "whole", **SMALL)
+    free, looks = [10**9, 10**9, 10**9, RESERVE + 400], []
+
+    def usage(path: Path) -> SimpleNamespace:
+        looks.append(path)
+        return SimpleNamespace(free=free[min(len(looks), len(free)) - 1])
+
+    monkeypatch.setattr("shutil.disk_usage", usage)
+    with pytest.raises(
+        NoRoom, match="the rest of .* needs about 0.01 GB and 0.01 GB are free; make room and"
+    ):
+        wsiseg.segment(slide, tmp_path / "out", **SMALL)
+    ledger = tmp_path / "out" / "scene.ome.zarr" / "ledger"
+    written = {path: path.stat().st_mtime_ns for path in ledger.glob("slab-*.json")}
+    assert len(written) == 2  # one look before the run, and one before each slab
+    monkeypatch.undo()
+    report = wsiseg.segment(slide, tmp_path / "out", **SMALL)
+    np.testing.assert_array_equal(mask_of(report), mask_of(whole))
+    assert {path: path.stat().st_mtime_ns for path in written} == written
 
 
 def test_the_shipped_slide_states_its_spacing() -> None:

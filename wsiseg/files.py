@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,6 +36,16 @@ def writing(path: Path) -> Iterator[None]:
         reason = reasons.get(err.errno or 0, err.strerror or str(err))
         kind = NoRoom if err.errno in NO_ROOM else StoreError
         raise kind(f"cannot write {path}: {reason}") from None
+
+
+RESERVE = 8 << 20
+"""Bytes that stay free: for the ledger, the report and the picture of a case, and for the summary."""
+
+
+def free_bytes(folder: Path) -> int:
+    """Room on the disk of a folder, which need not be there yet. Raises OSError."""
+    folder = folder.absolute()
+    return shutil.disk_usage(next(p for p in (folder, *folder.parents) if p.exists())).free
 
 
 def write_whole(path: Path, data: bytes) -> None:

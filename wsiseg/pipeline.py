@@ -196,6 +196,7 @@ def _segment_rows(
         for done in progress(made, total=len(pending), what=job.request.case):
             slab, mask, confidence = done
             record = finish_slab(done, job=job, tissue=tissue) | executor.work.take()
+            check_space(job, left=1 - slab.rows.start / shape[0])
             with watch.stage("write"):
                 pieces = store.image_slabs(slab)
                 image = [store.write_image(p, images.image_rows(p)) for p in pieces]

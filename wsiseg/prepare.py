@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import shutil
 import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from wsiseg.annotations.geojson import PolygonLabels
 from wsiseg.config import SegmentConfig
 from wsiseg.errors import NoRoom, OutOfMemory, UsageError
 from wsiseg.execution import choose_execution
-from wsiseg.files import fingerprint, shortened
+from wsiseg.files import RESERVE, fingerprint, free_bytes, shortened, writing
 from wsiseg.geometry import Region
 from wsiseg.models.card import ModelCard
 from wsiseg.models.registry import DEFAULT_MODELS, load_card
@@ -302,16 +301,19 @@ def estimated_bytes(job: Job) -> int:
     return int((mask + pixels) * PYRAMID)
 
 
-def check_space(job: Job) -> int:
-    """The estimated size, if the disk has room for it. Raises NoRoom."""
-    needed = estimated_bytes(job)
-    existing = next(
-        p for p in [job.request.out.absolute(), *job.request.out.absolute().parents] if p.exists()
-    )
-    free = shutil.disk_usage(existing).free
+def check_space(job: Job, *, left: float | None = None) -> int:
+    """The estimated size of a result, or of the share of a begun one that is `left`, with a reserve.
+
+    Raises NoRoom where the disk has no room for it, StoreError.
+    """
+    needed = int(estimated_bytes(job) * (1.0 if left is None else left)) + RESERVE
+    with writing(job.request.out):
+        free = free_bytes(job.request.out)
     if needed > free:
-        hint = "use --image none or make room" if job.config.image != "none" else "make room"
+        begun = "" if left is None else "the rest of "
+        hint = "make room" if begun or job.config.image == "none" else "use --image none or make room"
         raise NoRoom(
-            f"{job.request.store} needs about {needed / 1e9:.2f} GB and {free / 1e9:.2f} GB are free; {hint}"
+            f"{begun}{job.request.store} needs about {needed / 1e9:.2f} GB and {free / 1e9:.2f} GB are free; "
+            f"{hint} and run the same command again"
         )
     return needed

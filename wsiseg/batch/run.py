@@ -18,7 +18,7 @@ from wsiseg.batch.outcome import Failure, forget_failure, write_failure
 from wsiseg.batch.workers import Answer, Job, Worker, job_of
 from wsiseg.claims import LEASE_S, Watch
 from wsiseg.errors import IncompleteStore, NoRoom, StoreError
-from wsiseg.files import write_whole, writing
+from wsiseg.files import RESERVE, free_bytes, write_whole, writing
 from wsiseg.plan import StorePlan, plan_of
 from wsiseg.prepare import SUFFIX
 from wsiseg.progress import Progress, no_progress
@@ -170,10 +170,12 @@ def begun(out: Path, case: Case) -> StorePlan | None:
 
 
 def check_room(out: Path, said: str) -> None:
-    """Raises NoRoom where not even a small file can be written into the folder of the results."""
+    """Raises NoRoom where hardly anything can be written into the folder of the results."""
     probe = out / ".wsiseg-probe"
     try:
         with writing(out):
+            if free_bytes(out) < RESERVE:
+                raise NoRoom(said)
             write_whole(probe, b"\0" * 4096)
             probe.unlink()
     except StoreError:
