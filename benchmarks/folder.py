@@ -68,10 +68,9 @@ def judged(inputs: Inputs, folder: Path, *, jobs: int) -> dict[str, Any]:
         f"outside of the results {len(touched + touched_again)} files were touched": not touched
         and not touched_again,
         "no traceback was printed": "Traceback" not in ran.err + again.err,
-        "IoU pooled, by case and by patient, for both models": len(scored) == 2 and all(scored),  # noqa: PLR2004
+        "IoU pooled, by case and by patient, for both models": len(scored) == 2 and all(scored),
         f"the second run changed {len(written)} files of results": not written,
-        "the second summary is the same": second == summary
-        and (out / "summary.json").read_bytes() == stored,
+        "the second summary is the same": second == summary and (out / "summary.json").read_bytes() == stored,
     }
     return {
         "jobs": jobs, "seconds": round(ran.seconds, 1), "again_seconds": round(again.seconds, 1),
@@ -93,7 +92,8 @@ def show(found: dict[str, Any]) -> None:
             "utf-8", "backslashreplace").decode())  # fmt: skip
     for part in found["agreement"]:
         for name, figure in part["pooled"].items():
-            print(f"  IoU {part['model']} {name}: pooled {figure['value']} [{figure['low']}, {figure['high']}]")
+            value = f"{figure['value']} [{figure['low']}, {figure['high']}]"
+            print(f"  IoU of all pixels, {part['model']}, {name}: {value}")
     for sentence, held in found["checks"].items():
         print(f"{'held' if held else 'MISSED':7} {sentence}")
     for name in ("unexpected", "touched", "written"):

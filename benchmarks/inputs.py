@@ -19,20 +19,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
+import nibabel
 import numpy as np
 import pydicom
 import SimpleITK as sitk
 import tifffile
 import zarr
-from numpy.typing import NDArray
 from PIL import Image
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import UID, ExplicitVRLittleEndian, MRImageStorage
 
 from benchmarks.slide import mosaic
 
-Pixels = NDArray[Any]
+nib: Any = nibabel  # it has no types
 HALF_UM: dict[str, Any] = {"resolution": (2e4, 2e4), "resolutionunit": "CENTIMETER"}
 FIELDS = ("case", "path", "patient", "annotation", "mpp", "licence")
 
@@ -146,13 +145,12 @@ def _multiscale() -> dict[str, Any]:
 def _pictures(inputs: Inputs, shared: Path) -> None:
     """Five pictures whose pixel size stands in the manifest, three of them with truth."""
     cohort = shared / "brca-m2c"
-    with (cohort / "index.csv").open(encoding="utf-8") as stream:
-        names = [Path(p).stem for p in sorted(str(p) for p in (cohort / "images").glob("*.png"))]
-        del stream
+    names = sorted(path.stem for path in (cohort / "images").glob("*.png"))
     for number, name in enumerate((names[1], names[2], names[5])):
-        row = {"patient": name[:12], "mpp": 0.5, "annotation": f"truth/m2c-{number}.png"}
-        shutil.copy(cohort / "images" / f"{name}.png", inputs.listed(f"m2c-{number}.png", good=True, **row))
-        shutil.copy(cohort / "masks_near20" / f"{name}.png", inputs.folder / row["annotation"])
+        truth = f"truth/m2c-{number}.png"
+        place = inputs.listed(f"m2c-{number}.png", good=True, patient=name[:12], mpp=0.5, annotation=truth)
+        shutil.copy(cohort / "images" / f"{name}.png", place)
+        shutil.copy(cohort / "masks_near20" / f"{name}.png", inputs.folder / truth)
     region = Image.open(shared / "bcss-breast-tumor" / "images" / "1008.jpg").crop((0, 0, 1800, 1400))
     region.save(inputs.listed("bcss.jpg", good=True, mpp=0.25), quality=90)
     Image.open(shared / "artefact-tiles" / "tcga-green-pen.png").convert("RGB").save(
@@ -216,7 +214,7 @@ def _bad_slides(inputs: Inputs, shared: Path) -> None:
     tifffile.imwrite(
         inputs.path("deep.tif", good=False), scene.astype(np.uint16) * 257, photometric="rgb", **HALF_UM
     )
-    inputs.path("vast.tif", good=False).write_bytes(vast_tiff(10**9))
+    inputs.listed("vast.tif", good=False, mpp=0.5).write_bytes(vast_tiff(10**9))
     inputs.listed("bomb.png", good=False, mpp=0.5).write_bytes(png_bomb(200_000))
     picture = inputs.listed("cut.jpg", good=False, mpp=0.5)
     Image.fromarray(scene).save(picture, quality=90)
