@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -228,6 +229,23 @@ def test_a_worker_takes_one_case_after_another_and_starts_again_when_it_died(tmp
         assert "signal 9" in died.error
     finally:
         worker.stop()
+
+
+def test_a_worker_that_is_stopped_while_a_thread_waits_for_it_answers_that_thread() -> None:
+    for _ in range(20):  # what was closed under its hands left it waiting for ever, most times
+        worker = Worker()
+        worker._process = subprocess.Popen(["cat", "-"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
+        reading, writing = os.pipe()
+        worker._process.stdout = os.fdopen(reading, "rb")
+        with ThreadPoolExecutor(1) as thread:
+            answer = thread.submit(worker.run, Job("a", "", "", {}))
+            time.sleep(0.005)
+            closing = threading.Timer(0.02, os.close, [writing])  # the process takes a while to go
+            closing.start()
+            worker.stop()
+            assert answer.result(timeout=10).kind == "WorkerDied"
+            assert worker._process is None
+            closing.join()
 
 
 @pytest.mark.slow

@@ -148,6 +148,8 @@ def attempts(
             plan = begun(out, case)
             less = max(less, len(plan.attempts) if plan else 0) + 1
         time.sleep(PAUSE_S)
+        if stopped():
+            return answer
         found = watch.free_after(out, case.own_name)
         if found is None:
             return Answer("failed", f"{case.name} is held", NOT_OURS[0])

@@ -12,6 +12,7 @@ import selectors
 import signal
 import subprocess
 import sys
+import threading
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -66,9 +67,25 @@ class Worker:
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
+        self._in_use = threading.Lock()
 
     def run(self, job: Job, *, limit_s: float | None = None) -> Answer:
         """Have a case worked on; one that takes longer than its limit is stopped."""
+        with self._in_use:
+            return self._run(job, limit_s)
+
+    def stop(self) -> None:
+        """Kill the process, if there is one, also while another thread waits for its answer."""
+        while not self._in_use.acquire(timeout=0.05):
+            if (process := self._process) is not None:
+                # Only that: what the other thread waits on must not be closed under its hands.
+                process.kill()
+        try:
+            self._end()
+        finally:
+            self._in_use.release()
+
+    def _run(self, job: Job, limit_s: float | None) -> Answer:
         process = self._started()
         killed = processes_killed()
         assert process.stdin is not None
@@ -79,7 +96,7 @@ class Worker:
         except BrokenPipeError:
             line = b""
         if line is None:
-            self.stop()
+            self._end()
             return Answer(
                 "failed", f"it took longer than its limit of {limit_s:g} s and was stopped", "TimeLimit"
             )
@@ -88,8 +105,7 @@ class Worker:
         except (ValueError, TypeError):
             return self._last_words(killed)
 
-    def stop(self) -> None:
-        """Kill the process, if there is one."""
+    def _end(self) -> None:
         if self._process is not None:
             self._process.kill()
             self._process.wait()
@@ -100,7 +116,7 @@ class Worker:
 
     def _started(self) -> subprocess.Popen[bytes]:
         if self._process is not None and self._process.poll() is not None:
-            self.stop()
+            self._end()
         if self._process is None:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "wsiseg.batch.serve"],
@@ -123,7 +139,7 @@ class Worker:
         """How the process ended, by how many the machine had killed for memory when it was given its job."""
         assert self._process is not None
         status = self._process.wait()
-        self.stop()
+        self._end()
         if status == -signal.SIGKILL and (killed is None or processes_killed() != killed):
             said = "its process was killed (signal 9), as systems do where memory runs out"
             return Answer("failed", said, "KilledForMemory")
