@@ -137,8 +137,9 @@ def stop_worker(place: Place, batch: Batch) -> bool:
 
 def stop_main(place: Place, batch: Batch) -> bool:
     """The process that gives cases out is stopped, while another batch goes on."""
+    hit = place.in_work(batch.workers())
     _stopped(place, batch.main)
-    return place.in_work(batch.workers())
+    return hit
 
 
 def _stopped(place: Place, pid: int) -> bool:

@@ -18,6 +18,7 @@ import random
 import shutil
 import socket
 import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -113,6 +114,7 @@ def disturb(place: Place, found: Found, drawn: Sequence[str]) -> None:
         hit = known[drawn[number]](place, batch)
         found.faults[drawn[number]] += 1
         found.hits[drawn[number]] += hit
+        print(f"{number + 1} of {len(drawn)}: {drawn[number]}", file=sys.stderr, flush=True)
         written = compare(written, stamps(place.out), found)
     for batch in place.batches:
         batch.wait()
