@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import threading
 from collections import deque
-from dataclasses import asdict
 from importlib import import_module
 from typing import Any, Literal
 
-from prefect import flow, task
+from prefect import flow
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
-from prefect.cache_policies import NO_CACHE
 from prefect.futures import PrefectFuture
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
 from flows.common import artifact_key, attempt
-from wsiseg.batch.discovery import Case
-from wsiseg.batch.run import Batch, finish
+from flows.segment_one import segment_one
+from wsiseg.batch.run import Batch
 from wsiseg.batch.segment import Folder, open_folder
 from wsiseg.batch.summary import Summary
-from wsiseg.batch.workers import Worker
-from wsiseg.claims import Watch
 from wsiseg.errors import CasesFailed
 
 AHEAD = 2
@@ -28,20 +23,12 @@ AHEAD = 2
 SHOWN = 200
 """Rows of the table that Prefect keeps; all of them are in the folder of the results."""
 
-_own = threading.local()
 
+def segment_cases(opened: Folder, runner: TaskRunner[Any], *, jobs: int) -> None:
+    """The cases of a batch as tasks, a few of them ahead of those in work.
 
-@task(cache_policy=NO_CACHE, task_run_name="{name}")
-def segment_one(name: str, case: Case, batch: Batch) -> dict[str, Any]:
-    """Segment one case of a batch; the ledger in its store is the cache, so that a retry continues."""
-    if not hasattr(_own, "worker"):
-        _own.worker, _own.watch = Worker(), Watch(lease_s=batch.lease_s)
-    return {"case": name, **asdict(finish(batch, case, runner=_own.worker, watch=_own.watch))}
-
-
-@flow(name="segment-cases", validate_parameters=False)
-def segment_cases(opened: Folder, jobs: int) -> None:
-    """The cases of a batch as tasks, a few of them ahead of those in work."""
+    No flow run of their own: that would have to ask the server, which may be away by now.
+    """
     batch = opened.batch
     # What a task is sent is small: the batch without its cases.
     settings = Batch((), batch.out, batch.options, 1, batch.limit_s, batch.lease_s, batch.overwrite)
@@ -50,7 +37,7 @@ def segment_cases(opened: Folder, jobs: int) -> None:
         if len(waiting) >= AHEAD * jobs:
             waiting.popleft().result(raise_on_failure=True)
             opened.told()
-        waiting.append(segment_one.submit(case.name, case, settings))
+        waiting.append(runner.submit(segment_one, {"name": case.name, "case": case, "batch": settings}))
     for future in waiting:
         future.result(raise_on_failure=True)
         opened.told()
@@ -82,7 +69,8 @@ def segment_folder(
     """Segment the cases of FOLDER (or of a pattern, or a manifest) into OUT and return the summary.
 
     Parameters are the options of `wsiseg segment`. JOBS cases are worked on at once by this run; other runs
-    on other workers may share the folder. With DASK, the address of a scheduler, its workers have the cases.
+    on other workers may share the folder. With DASK, the address of a scheduler, its workers have the cases,
+    one a thread.
     Raises CasesFailed, once all others are finished, where a case has no result.
     """
     options = {
@@ -92,7 +80,8 @@ def segment_folder(
     }
     opened = open_folder([folder], **options)
     try:
-        segment_cases.with_options(task_runner=runner_of(jobs, dask))(opened, jobs)
+        with runner_of(jobs, dask) as runner:
+            segment_cases(opened, runner, jobs=max(jobs, threads_of(runner)))
     finally:
         summary = opened.written()
         publish(summary, opened.batch)
@@ -105,10 +94,14 @@ def runner_of(jobs: int, dask: str | None) -> TaskRunner[Any]:
     """Threads of this process, or the workers of a Dask cluster."""
     if dask is None:
         return ThreadPoolTaskRunner(max_workers=jobs)
-    found: TaskRunner[Any] = import_module("prefect_dask").DaskTaskRunner(
-        address=dask
-    )  # only who has a cluster
+    found: TaskRunner[Any] = import_module("prefect_dask").DaskTaskRunner(address=dask)  # only who has one
     return found
+
+
+def threads_of(runner: TaskRunner[Any]) -> int:
+    """Cases that a Dask cluster works on at once; 0 of other runners."""
+    client = getattr(runner, "client", None)
+    return sum(client.nthreads().values()) if client else 0
 
 
 def publish(summary: Summary, batch: Batch) -> None:

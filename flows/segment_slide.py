@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Literal
 
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 
 import wsiseg
-from flows.common import artifact_key, artifact_progress, iou_table
+from flows.common import artifact_key, artifact_progress, gpu_slot, iou_table
+from wsiseg.config import make_config
 
 
 @task(cache_policy=NO_CACHE)
 def segment_case(slide: str, options: dict[str, Any]) -> dict[str, Any]:
     """Segment one case; the ledger in its store is the cache, so a retry continues."""
-    report = wsiseg.segment(slide, progress=artifact_progress, **options)
+    file = options.get("config")
+    settings = make_config({"device": options.get("device")}, file=Path(file) if file else None)
+    with gpu_slot(settings.device):
+        report = wsiseg.segment(slide, progress=artifact_progress, **options)
     if report.scores is not None:
         iou_table(report.scores, key=artifact_key("iou", report.case))
     return report.model_dump(mode="json")

@@ -3,14 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,83 +13,21 @@ import pytest
 
 import wsiseg
 from tests.conftest import REPOSITORY, SLIDE
+from tests.servers import Server
 
 pytestmark = [pytest.mark.server, pytest.mark.timeout(420)]
 
 CROPS = REPOSITORY / "wsiseg" / "samples" / "ynet-breast8"
 NAME = "1222_1_7200_3600_2"
 CROP, TRUTH = CROPS / "images" / f"{NAME}.png", CROPS / "masks" / f"{NAME}.png"
-BIN = Path(sys.executable).parent
-
-
-class Server:
-    """A Prefect server on loopback with one worker, as the README says to start them."""
-
-    def __init__(self, home: Path) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
-        self.api = f"http://127.0.0.1:{self.port}/api"
-        self.environment = {
-            **{k: v for k, v in os.environ.items() if not k.startswith("PREFECT_")},
-            "PREFECT_HOME": str(home),
-            "PREFECT_API_URL": self.api,
-            "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-            "DO_NOT_TRACK": "1",
-            "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
-        }
-        self.log = home / "processes.log"
-        self._processes: list[subprocess.Popen[bytes]] = []
-
-    def run(self, *command: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            command,
-            cwd=REPOSITORY,
-            env=self.environment,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=300,
-        )
-
-    def start(self, *command: str) -> None:
-        with self.log.open("ab") as log:
-            process = subprocess.Popen(command, cwd=REPOSITORY, env=self.environment, stdout=log, stderr=log)
-        self._processes.append(process)
-
-    def wait_until_healthy(self) -> None:
-        deadline = time.monotonic() + 120
-        while time.monotonic() < deadline:
-            try:
-                with urllib.request.urlopen(f"{self.api}/health", timeout=2) as answer:
-                    if answer.status == 200:
-                        return
-            except OSError:
-                time.sleep(0.5)
-        raise AssertionError(self.log.read_text()[-3000:])
-
-    def stop(self) -> None:
-        for process in reversed(self._processes):
-            process.terminate()
-        for process in reversed(self._processes):
-            try:
-                process.wait(20)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     started = Server(tmp_path_factory.mktemp("prefect"))
-    started.start("prefect", "server", "start", "--host", "127.0.0.1", "--port", str(started.port))
     try:
-        started.wait_until_healthy()
-        pool = started.run("prefect", "work-pool", "create", "wsiseg", "--type", "process")
-        assert pool.returncode == 0, pool.stderr + pool.stdout
-        deployed = started.run("prefect", "--no-prompt", "deploy", "--all")
-        assert deployed.returncode == 0, deployed.stderr + deployed.stdout
-        started.start("prefect", "worker", "start", "--pool", "wsiseg", "--limit", "1")
+        started.begin()
+        started.deploy()
         yield started
     finally:
         started.stop()
@@ -106,7 +38,7 @@ def test_the_literal_command_gives_the_mask_of_the_command_line(server: Server, 
         "prefect", "deployment", "run", "segment-slide",
         "--param", f"slide={SLIDE}", "--param", f"out={tmp_path / 'flow'}", "--watch",
     )  # fmt: skip
-    assert ran.returncode == 0, ran.stderr + ran.stdout + server.log.read_text()[-3000:]
+    assert ran.returncode == 0, ran.stderr + ran.stdout + server.said()
     report = wsiseg.segment(SLIDE, tmp_path / "direct")
     flow_store = wsiseg.open_store(tmp_path / "flow" / f"{SLIDE.stem}.ome.zarr")
     np.testing.assert_array_equal(flow_store.mask()[:], wsiseg.open_store(report.store).mask()[:])
@@ -122,7 +54,7 @@ def test_annotations_are_scored_and_published_as_a_table(server: Server, tmp_pat
     }
     given = [part for name, value in parameters.items() for part in ("--param", f"{name}={value}")]
     ran = server.run("prefect", "deployment", "run", "segment-slide", *given, "--watch")
-    assert ran.returncode == 0, ran.stderr + ran.stdout + server.log.read_text()[-3000:]
+    assert ran.returncode == 0, ran.stderr + ran.stdout + server.said()
     report = wsiseg.segment(CROP, tmp_path / "direct", "demo-breast8", mpp=0.5, annotations=TRUTH)
     flow_store = wsiseg.open_store(tmp_path / "flow" / f"{NAME}.ome.zarr")
     np.testing.assert_array_equal(flow_store.mask()[:], wsiseg.open_store(report.store).mask()[:])
@@ -141,7 +73,7 @@ def test_a_volume_goes_through_its_own_deployment(server: Server, tmp_path: Path
         "--param", f"volume={volume}", "--param", f"out={tmp_path / 'flow'}",
         "--param", f"annotations={truth}", "--watch",
     )  # fmt: skip
-    assert ran.returncode == 0, ran.stderr + ran.stdout + server.log.read_text()[-3000:]
+    assert ran.returncode == 0, ran.stderr + ran.stdout + server.said()
     plain = wsiseg.segment(volume, tmp_path / "plain")
     made = (tmp_path / "flow" / "hippocampus_149.mask.nii.gz").read_bytes()
     assert plain.nifti is not None
@@ -189,7 +121,7 @@ def test_the_full_name_and_evaluate_work_too_and_bad_input_fails_the_run(
         "--param", f"prediction={store}", "--param", f"truth={TRUTH}",
         "--param", f"out={tmp_path / 's.json'}", "--watch",
     )  # fmt: skip
-    assert ran.returncode == 0, ran.stderr + ran.stdout + server.log.read_text()[-3000:]
+    assert ran.returncode == 0, ran.stderr + ran.stdout + server.said()
     scores = json.loads((tmp_path / "s.json").read_text())
     assert scores == wsiseg.evaluate(store, TRUTH).model_dump(mode="json")
     failed = server.run(
