@@ -17,7 +17,7 @@ from wsiseg.cli import app
 PACKAGE = REPOSITORY / "wsiseg"
 
 LAYERS = [
-    {"errors", "geometry", "classes", "groups", "config", "progress"},
+    {"bounded", "errors", "geometry", "classes", "groups", "config", "progress"},
     {"windows", "tissue", "metrics", "manifest", "memory", "resample", "files", "surface", "reliability",
      "tallies"},
     {"sources", "preprocess", "plan", "claims", "ledger", "store", "ngff", "pyramid", "models", "graph",
@@ -60,7 +60,7 @@ ROOMS = {
     "typer": {"cli"},
     "rich": {"bars", "cli", "display"},
     "prefect": {"prefect_plugin"},
-    "yaml": {"config", "training"},
+    "yaml": {"bounded", "training"},
 }
 
 

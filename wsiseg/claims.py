@@ -12,7 +12,6 @@ has taken over, finds that it is not.
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
 import secrets
@@ -24,6 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from wsiseg.bounded import parse_json
 from wsiseg.errors import CaseHeld, ClaimLost
 from wsiseg.files import to_json, writing
 
@@ -47,7 +47,7 @@ class Seen:
     def holder(self) -> dict[str, Any]:
         """Machine and process; nothing where the claim is only just being written."""
         try:
-            found = json.loads(self.content or b"{}")
+            found = parse_json(self.content or b"{}")
         except ValueError:
             return {}
         return found if isinstance(found, dict) else {}
@@ -89,8 +89,9 @@ def last_claim(out: Path, case: str) -> Seen | None:
     """The claim of the highest epoch, or None."""
     folder = out / FOLDER / case
     with writing(out):
-        for path in sorted(folder.glob("*.json"), reverse=True):
-            with contextlib.suppress(FileNotFoundError):  # given back this moment
+        for path in sorted(folder.glob("[0-9]*.json"), reverse=True):
+            # Given back this moment, or no claim at all.
+            with contextlib.suppress(FileNotFoundError, ValueError):
                 return Seen(int(path.stem), path.read_bytes())
     return None
 

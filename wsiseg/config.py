@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import tomllib
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from wsiseg.bounded import LARGEST_SETTINGS, in_short, parse_settings, read_bounded, shown
 from wsiseg.errors import UsageError
 
 Views = Literal["none", "flips", "flips and turns"]
@@ -66,12 +65,12 @@ class SegmentConfig(BaseModel):
 def read_mapping(path: Path) -> dict[str, Any]:
     """Contents of a TOML or YAML file as a mapping. Raises UsageError."""
     try:
-        text = path.read_text(encoding="utf-8")
-        data = tomllib.loads(text) if path.suffix == ".toml" else yaml.safe_load(text)
+        text = read_bounded(path, most=LARGEST_SETTINGS).decode("utf-8")
+        data = parse_settings(text, toml=path.suffix == ".toml")
     except OSError as err:
         raise UsageError(f"cannot read {path}: {err.strerror}") from None
-    except (tomllib.TOMLDecodeError, yaml.YAMLError, UnicodeDecodeError) as err:
-        raise UsageError(f"{path} is not valid TOML or YAML: {' '.join(str(err).split())}") from None
+    except ValueError as err:
+        raise UsageError(f"{path} is not valid TOML or YAML: {in_short(err)}") from None
     if data is None:
         return {}
     if not isinstance(data, dict):
@@ -91,8 +90,8 @@ def explain(err: ValidationError, *, known: list[str]) -> str:
     if not where:
         return str(first["msg"]).removeprefix("Value error, ")
     if first["type"] == "extra_forbidden":
-        return f"unknown setting {where!r}; known are: {', '.join(known)}"
-    return f"setting {where!r} = {first.get('input')!r}: {first['msg']}"
+        return f"unknown setting {shown(where)}; known are: {', '.join(known)}"
+    return f"setting {where!r} = {shown(first.get('input'))}: {first['msg']}"
 
 
 def make_config(options: dict[str, Any], *, file: Path | None = None) -> SegmentConfig:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import csv
+import io
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from wsiseg.bounded import LARGEST_TABLE, in_short, read_bounded, shown
 from wsiseg.errors import ManifestError
 
 
@@ -15,7 +17,7 @@ class CaseRow(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    case: str = Field(pattern=r"^[^/\\]+$", description="unique name; names the result")
+    case: str = Field(pattern=r"^[^/\\\x00-\x1f]+$", description="unique name; names the result")
     path: str = Field(min_length=1, description="image, relative to the root")
     sha256: str | None = Field(None, pattern=r"^[0-9a-f]{64}$", description="of the image file")
     patient: str = Field(min_length=1, description="splits never divide a patient")
@@ -24,6 +26,13 @@ class CaseRow(BaseModel):
     mpp: float | None = Field(None, gt=0, description="µm per pixel where the file does not say it")
     diagnosis: str | None = Field(None, description="what is said of the whole image")
     licence: str = Field(min_length=1, description="SPDX identifier or a short name")
+
+    @field_validator("case")
+    @classmethod
+    def _names_a_file(cls, value: str) -> str:
+        if value in (".", ".."):
+            raise ValueError("it must be a name, and this is a folder")
+        return value
 
     @field_validator("sha256", "split", "annotation", "mpp", "diagnosis", mode="before")
     @classmethod
@@ -61,7 +70,8 @@ def read_manifest(path: Path, *, root: Path | None = None) -> Manifest:
     for number, column in enumerate(columns, start=1):
         if column not in known:
             raise ManifestError(
-                f"{path}, line 1, column {number}: unknown column {column!r}; known are {', '.join(known)}"
+                f"{path}, line 1, column {number}: unknown column {shown(column)}; "
+                f"known are {', '.join(known)}"
             )
         if column in columns[: number - 1]:
             raise ManifestError(f"{path}, line 1, column {number}: {column!r} occurs twice")
@@ -88,18 +98,18 @@ def read_manifest(path: Path, *, root: Path | None = None) -> Manifest:
 def _read_table(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
     """Column names, and each row with the number of its line. Raises ManifestError."""
     try:
-        with path.open(newline="", encoding="utf-8-sig") as stream:
-            reader = csv.DictReader(stream, strict=True)
-            try:
-                columns = list(reader.fieldnames or [])
-                return columns, [(reader.line_num, row) for row in reader]
-            except csv.Error as err:
-                line = reader.line_num + 1
-                raise ManifestError(f"{path}, line {line}: is not a CSV table in UTF-8: {err}") from None
+        text = read_bounded(path, most=LARGEST_TABLE).decode("utf-8-sig")
     except OSError as err:
         raise ManifestError(f"cannot read the manifest {path}: {err.strerror}") from None
-    except UnicodeDecodeError as err:
-        raise ManifestError(f"{path} is not a CSV table in UTF-8: {err}") from None
+    except ValueError as err:
+        raise ManifestError(f"{path} is not a CSV table in UTF-8: {in_short(err)}") from None
+    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+    try:
+        columns = list(reader.fieldnames or [])
+        return columns, [(reader.line_num, row) for row in reader]
+    except csv.Error as err:
+        line = reader.line_num + 1
+        raise ManifestError(f"{path}, line {line}: is not a CSV table in UTF-8: {err}") from None
 
 
 def _case(row: dict[str, str], columns: list[str], *, place: str) -> CaseRow:
@@ -112,4 +122,4 @@ def _case(row: dict[str, str], columns: list[str], *, place: str) -> CaseRow:
         first = err.errors()[0]
         column = str(first["loc"][0])
         value = row.get(column)
-        raise ManifestError(f"{place}, column {column!r}: {first['msg']}, got {value!r}") from None
+        raise ManifestError(f"{place}, column {column!r}: {first['msg']}, got {shown(value)}") from None

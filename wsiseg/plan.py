@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, PositiveInt, model_validator
 
+from wsiseg.bounded import LARGEST_RECORD, read_bounded
 from wsiseg.classes import MaskClass
 from wsiseg.config import SegmentConfig
 from wsiseg.errors import IncompleteStore
-from wsiseg.geometry import Unit
+from wsiseg.geometry import Geometry, Unit
+
+MOST_SLABS = 1 << 20
+"""Of a store: the highest slide has a hundredth of that."""
 
 
 class StorePlan(BaseModel):
@@ -28,13 +32,26 @@ class StorePlan(BaseModel):
     image_spacing: tuple[float, ...] | None
     image_channels: int = 3
     image_dtype: str = "uint8"
-    slab_rows: int
-    chunk: int
+    slab_rows: PositiveInt
+    chunk: PositiveInt
     classes: tuple[MaskClass, ...]
     inputs: dict[str, Any]
     """Fingerprints and settings that the user chose: input, model, tissue, region."""
     execution: dict[str, Any]
     """What can change a float: device, precision, threads, batch, windows, versions."""
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        grids = [(self.shape, self.spacing)]
+        if self.image_shape is not None:
+            grids.append((self.image_shape, self.image_spacing or ()))
+        for shape, spacing in grids:
+            Geometry(axes=self.axes, shape=shape, spacing=spacing, unit=self.unit)
+        if self.slab_rows % self.chunk:
+            raise ValueError(f"slab_rows {self.slab_rows} is no multiple of chunk {self.chunk}")
+        if self.shape[0] > MOST_SLABS * self.slab_rows:
+            raise ValueError(f"shape {self.shape} has more than {MOST_SLABS} slabs")
+        return self
 
     @property
     def identity(self) -> str:
@@ -70,7 +87,7 @@ def plan_of(path: Path) -> StorePlan | None:
     if not file.is_file():
         return None
     try:
-        return StorePlan.model_validate_json(file.read_bytes())
+        return StorePlan.model_validate_json(read_bounded(file, most=LARGEST_RECORD))
     except ValueError:
         raise IncompleteStore(f"the plan in {file} is damaged; use --overwrite to start again") from None
 

@@ -60,7 +60,9 @@ def case_name(path: Path) -> str:
     ending = next((s for s in (SUFFIX, ".nii.gz") if name.endswith(s)), path.suffix)
     if path.is_dir() and ending not in (SUFFIX, ".zarr"):
         ending = ""  # folders of DICOM files are often named by a UID
-    return shortened(name.removesuffix(ending), num_bytes=LONGEST_CASE)
+    stem = name.removesuffix(ending)
+    # Of "...svs" would be left what means a folder; results are removed by their names.
+    return shortened(name if stem in ("", ".", "..") else stem, num_bytes=LONGEST_CASE)
 
 
 @dataclass(frozen=True)

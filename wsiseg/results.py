@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import ValidationError
 from scipy import ndimage
 
+from wsiseg.bounded import LARGEST_RECORD, read_bounded
 from wsiseg.exports import (
     confidence_nifti,
     confidence_picture,
@@ -64,8 +64,8 @@ def finished_report(job: Job, store: CaseStore, watch: Stopwatch) -> Report:
         pictures.append(confidence_picture(job.request))
     if all(file.is_file() for file in (path, *pictures)):
         try:
-            report = Report.model_validate_json(path.read_bytes())
-        except ValidationError:
+            report = Report.model_validate_json(read_bounded(path, most=LARGEST_RECORD))
+        except ValueError:
             logger.warning("%s is damaged and is written again", path)
         else:
             if given is None or (report.annotations or {}).get("file") == fingerprint(given):

@@ -133,7 +133,7 @@ class CaseStore:
         """Ledger entries of the slabs done so far, from the first on without a gap."""
         found = []
         for slab in self.slabs:
-            entry = self.ledger.entry(_entry_name(slab))
+            entry = self.ledger.slab(_entry_name(slab))
             if entry is None:
                 break
             found.append(entry)
@@ -265,7 +265,7 @@ class CaseStore:
         """Recompute every hash; returns a sentence for each piece that is not what was written."""
         problems = []
         completion = self.completion()
-        by_slab = {slab.index: self.ledger.entry(_entry_name(slab)) for slab in self.slabs}
+        by_slab = {slab.index: self.ledger.slab(_entry_name(slab)) for slab in self.slabs}
         entries = [entry for entry in by_slab.values() if entry is not None]
         if completion is None:
             missing = len(self.slabs) - len(entries)

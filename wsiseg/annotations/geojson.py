@@ -6,8 +6,7 @@ file counts.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,9 +17,21 @@ from numpy.typing import NDArray
 from shapely.geometry import box, shape
 
 from wsiseg.annotations.labels import Indices
+from wsiseg.bounded import LARGEST_MARKS, in_short, parse_json, read_bounded, shown
 from wsiseg.classes import VOID, MaskClass, index_of_name
 from wsiseg.errors import AnnotationError
 from wsiseg.geometry import Region, region_shape
+
+FARTHEST_PX = 1 << 31
+"""Of a corner from the slide's: no scanner makes so many pixels a side by a factor of a thousand."""
+MOST_CROSSINGS = 1_000_000_000
+"""Rows of pixels that all outlines of a file run through: 5000 of them as high as the highest slide."""
+CROSSINGS_AT_ONCE = 1 << 22
+# Of shapely and numpy, for what is no geometry; collections may be nested.
+_BAD_FEATURE = (
+    KeyError, TypeError, ValueError, AttributeError, IndexError, RecursionError, OverflowError,
+    shapely.errors.ShapelyError,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -35,11 +46,11 @@ class Mark:
 def read_marks(path: Path) -> list[Mark]:
     """The areas of a GeoJSON file; points and lines are passed over. Raises AnnotationError."""
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = parse_json(read_bounded(path, most=LARGEST_MARKS))
     except OSError as err:
         raise AnnotationError(f"cannot read the annotation {path}: {err.strerror}") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as err:
-        raise AnnotationError(f"{path} is not valid GeoJSON: {err}") from None
+    except ValueError as err:
+        raise AnnotationError(f"{path} is not valid GeoJSON: {in_short(err)}") from None
     features = data.get("features") if isinstance(data, Mapping) else data
     if isinstance(data, Mapping) and data.get("type") == "Feature":
         features = [data]
@@ -57,13 +68,19 @@ def _mark(path: Path, number: int, feature: Any) -> Mark | None:
         properties = feature.get("properties") or {}
         classification = properties.get("classification") or {}
         name = classification.get("name") if isinstance(classification, Mapping) else None
-    except (KeyError, TypeError, ValueError, AttributeError, shapely.errors.ShapelyError) as err:
-        raise AnnotationError(f"{path}: feature {number} is not valid GeoJSON: {err}") from None
+    except _BAD_FEATURE as err:
+        said = in_short(err)
+        raise AnnotationError(f"{path}: feature {number} is not valid GeoJSON: {said}") from None
     if name is not None and not isinstance(name, str):
-        raise AnnotationError(f"{path}: feature {number} has class {name!r}, which is no name")
+        raise AnnotationError(f"{path}: feature {number} has class {shown(name)}, which is no name")
     if geometry.geom_type not in ("Polygon", "MultiPolygon") or geometry.is_empty:
         return None
-    return Mark(number, shapely.make_valid(geometry), name)
+    corners = shapely.get_coordinates(geometry)
+    far = ~(np.abs(corners) < FARTHEST_PX).all(axis=1)  # NaN is far too
+    if far.any():
+        x, y = corners[far][0]
+        raise AnnotationError(f"{path}: feature {number} has a corner at ({x:g}, {y:g}), on no slide")
+    return Mark(number, geometry, name)
 
 
 class PolygonLabels:
@@ -71,6 +88,7 @@ class PolygonLabels:
 
     def __init__(self, marks: Sequence[Mark], values: Sequence[int], *, grid: tuple[int, ...]) -> None:
         self._areas = [mark.area for mark in marks]
+        self._outlines = shapely.boundary(self._areas)
         self._values = list(values)
         self._tree = shapely.STRtree(self._areas)
         self.shape = grid
@@ -79,7 +97,12 @@ class PolygonLabels:
         """True where a polygon comes within a pixel of a region; never False where it lies inside."""
         y, x = region
         frame = box(x.start - 1, y.start - 1, x.stop + 1, y.stop + 1)
-        return len(self._tree.query(frame, predicate="intersects")) > 0
+        near = self._tree.query(frame)
+        if shapely.intersects(self._outlines[near], frame).any():
+            return True
+        # Where no outline comes near, one pixel is as good as all.
+        pixel = (slice(y.start, y.start + 1), slice(x.start, x.start + 1))
+        return any(_rasterise(self._areas[number], pixel).any() for number in near)
 
     def read(self, region: Region) -> Indices:
         out = np.full(region_shape(region), VOID, np.uint8)
@@ -95,7 +118,8 @@ def _rasterise(area: shapely.Geometry, region: Region) -> NDArray[np.bool_]:
     """Pixels of a region whose centres lie inside an area: those right of an odd number of edges.
 
     Each crossing is computed from the file's own corners, so that a piece equals the piece of the whole
-    and, of two areas with an edge in common, each pixel belongs to one.
+    and, of two areas with an edge in common, each pixel belongs to one. An outline may cross itself: what
+    it goes round an even number of times is outside.
     """
     (y, x), (height, width) = region, region_shape(region)
     crossings = np.zeros((height, width + 1), np.int64)
@@ -107,17 +131,42 @@ def _rasterise(area: shapely.Geometry, region: Region) -> NDArray[np.bool_]:
         x1, y1 = np.where(upward, corners[1:], corners[:-1]).T
         first = np.clip(np.ceil(y0 - 0.5), y.start, y.stop).astype(np.int64)
         count = np.clip(np.ceil(y1 - 0.5), y.start, y.stop).astype(np.int64) - first
-        edge = np.repeat(np.arange(len(first)), count)
-        row = first[edge] + np.arange(len(edge)) - np.repeat(np.cumsum(count) - count, count)
-        place = x0[edge] + (row + 0.5 - y0[edge]) * (x1[edge] - x0[edge]) / (y1[edge] - y0[edge])
-        column = np.clip(np.ceil(place - 0.5), x.start, x.stop).astype(np.int64) - x.start
-        np.add.at(crossings, (row - y.start, column), 1)
+        end = np.cumsum(count)
+        for part in _in_parts(end):
+            edge = np.repeat(np.arange(part.start, part.stop), count[part])
+            row = first[edge] + np.arange(len(edge)) - (end - count)[edge] + (end - count)[part.start]
+            place = x0[edge] + (row + 0.5 - y0[edge]) * (x1[edge] - x0[edge]) / (y1[edge] - y0[edge])
+            column = np.clip(np.ceil(place - 0.5), x.start, x.stop).astype(np.int64) - x.start
+            np.add.at(crossings, (row - y.start, column), 1)
     return np.asarray(np.cumsum(crossings, axis=1)[:, :-1] % 2 == 1)
+
+
+def _in_parts(end: NDArray[np.int64]) -> Iterator[slice]:
+    """Slices of edges with about CROSSINGS_AT_ONCE crossings each; `end` counts them up to each edge."""
+    start = 0
+    while start < len(end):
+        before = end[start - 1] if start else 0
+        stop = int(np.searchsorted(end, before + CROSSINGS_AT_ONCE, side="right"))
+        yield slice(start, start := max(stop, start + 1))
+
+
+def _check_crossings(path: Path, marks: Sequence[Mark], *, rows: int) -> None:
+    """Raises AnnotationError where outlines run through more rows than can be followed."""
+    rings = shapely.get_rings(shapely.get_parts([mark.area for mark in marks]))
+    corners, ring = shapely.get_coordinates(rings, return_index=True)
+    heights = np.abs(np.diff(np.clip(corners[:, 1], 0, rows)))
+    total = float(heights[ring[1:] == ring[:-1]].sum())
+    if total > MOST_CROSSINGS:
+        raise AnnotationError(
+            f"{path} has outlines that run up and down through {total:.3g} rows of pixels in all; "
+            f"{MOST_CROSSINGS:.0e} are followed: take out what is no outline"
+        )
 
 
 def polygon_truth(path: Path, *, classes: Sequence[MaskClass], grid: tuple[int, ...]) -> PolygonLabels:
     """Classed polygons as truth. Raises AnnotationError for a class that is not among `classes`."""
     marks = read_marks(path)
+    _check_crossings(path, marks, rows=grid[0])
     values = []
     for mark in marks:
         if mark.class_name is None:
@@ -126,8 +175,8 @@ def polygon_truth(path: Path, *, classes: Sequence[MaskClass], grid: tuple[int, 
         if index is None:
             known = ", ".join(c.name for c in classes)
             raise AnnotationError(
-                f"{path}: feature {mark.number} has class {mark.class_name!r}, which the model does "
-                f"not know; its classes are {known}"
+                f"{path}: feature {mark.number} has class {shown(mark.class_name)}, which the model "
+                f"does not know; its classes are {known}"
             )
         values.append(index)
     return PolygonLabels(marks, values, grid=grid)
@@ -136,4 +185,5 @@ def polygon_truth(path: Path, *, classes: Sequence[MaskClass], grid: tuple[int, 
 def polygon_region(path: Path, *, grid: tuple[int, ...]) -> PolygonLabels:
     """All polygons of a file as one region of interest: 1 inside, VOID outside."""
     marks = read_marks(path)
+    _check_crossings(path, marks, rows=grid[0])
     return PolygonLabels(marks, [1] * len(marks), grid=grid)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
+from wsiseg.bounded import LARGEST_RECORD, read_bounded
 from wsiseg.files import to_json, write_whole, writing
 from wsiseg.report import Report
 
@@ -50,8 +51,8 @@ def read_outcome(out: Path, case: str) -> Report | Failure | None:
     """The report of a finished case, its failure, or None where neither is there or whole."""
     for path, kind in ((out / f"{case}.report.json", Report), (failure_path(out, case), Failure)):
         try:
-            return kind.model_validate_json(path.read_bytes())
-        except (OSError, ValidationError):
+            return kind.model_validate_json(read_bounded(path, most=LARGEST_RECORD))
+        except (OSError, ValueError):
             continue
     return None
 

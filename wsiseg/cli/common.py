@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from wsiseg.bounded import parse_json, shown
 from wsiseg.errors import ManifestError, ModelError, UsageError
 
 COMMAND_ERRORS = (UsageError, ModelError, ManifestError)
@@ -23,9 +24,9 @@ def print_json(data: Any) -> None:
 def json_object(text: str | None) -> dict[str, Any]:
     """The object that an option holds. Raises UsageError."""
     try:
-        found = json.loads(text or "{}")
+        found = parse_json((text or "{}").encode("utf-8", "surrogateescape"))
     except ValueError:
         found = None
     if not isinstance(found, dict):
-        raise UsageError(f"--arguments must be one JSON object, got {text!r}")
+        raise UsageError(f"--arguments must be one JSON object, got {shown(text)}")
     return found

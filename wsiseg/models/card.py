@@ -17,6 +17,7 @@ from pydantic import (
     model_validator,
 )
 
+from wsiseg.bounded import LARGEST_RECORD, in_short, read_bounded
 from wsiseg.classes import MaskClass
 from wsiseg.errors import ModelError
 from wsiseg.files import write_whole
@@ -184,7 +185,7 @@ class ModelCard(_Frozen):
             raise ValueError("classes must be numbered 0, 1, 2, ... in order")
         if self.background is not None and self.background >= len(self.classes):
             raise ValueError(f"background {self.background} is not a class")
-        if Path(self.weights).name != self.weights:
+        if Path(self.weights).name != self.weights or self.weights in ("", ".."):
             raise ValueError(f"weights {self.weights!r} must be a file name beside the card")
         check_groups(self.groups, self.classes)
         if self.modalities and len(self.modalities) != self.channels:
@@ -212,13 +213,16 @@ class ModelCard(_Frozen):
 def read_card(path: Path) -> ModelCard:
     """The card in a JSON file. Raises ModelError."""
     try:
-        return ModelCard.model_validate_json(path.read_bytes())
+        return ModelCard.model_validate_json(read_bounded(path, most=LARGEST_RECORD))
     except OSError as err:
         raise ModelError(f"cannot read the model card {path}: {err.strerror}") from None
     except ValidationError as err:
         first = err.errors()[0]
         where = ".".join(str(p) for p in first["loc"]) or "the card"
-        raise ModelError(f"{path} is not a valid model card: {where}: {first['msg']}") from None
+        said = in_short(f"{where}: {first['msg']}")
+        raise ModelError(f"{path} is not a valid model card: {said}") from None
+    except ValueError as err:
+        raise ModelError(f"{path} is not a valid model card: {err}") from None
 
 
 def check_new_card(path: Path, *, overwrite: bool) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import openslide
 
+from wsiseg.bounded import in_short
 from wsiseg.errors import SourceError, UnreadableSource
 from wsiseg.sources.base import Source, known_spacing
 from wsiseg.sources.omezarr import open_multiscale
@@ -16,6 +17,9 @@ from wsiseg.sources.slide import open_slide
 from wsiseg.sources.tiff import SUFFIXES as TIFF_SUFFIXES
 from wsiseg.sources.tiff import open_tiff
 from wsiseg.sources.volumes import holds_dicom, open_volume
+
+LONGEST_PATH, LONGEST_NAME = 4096, 255
+"""Bytes: of Linux, and of its file systems."""
 
 __all__ = ["Source", "image_files", "open_source"]
 
@@ -77,6 +81,8 @@ def _check_name(path: Path) -> None:
     except UnicodeEncodeError:
         shown = os.fsencode(path).decode("utf-8", "backslashreplace")
         raise UnreadableSource(f"{shown} has a name that is not UTF-8; rename it") from None
+    if len(os.fsencode(path)) >= LONGEST_PATH or any(len(os.fsencode(p)) > LONGEST_NAME for p in path.parts):
+        raise UnreadableSource(f"{in_short(path)} is longer than a path can be; shorten it")
 
 
 def image_files(path: Path) -> tuple[Path, ...]:
