@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from wsiseg import claims
+from tests.cases import SMALL
+from wsiseg import claims, segment
 from wsiseg.claims import Watch, last_claim, take, wait_for
 from wsiseg.errors import CaseHeld, ClaimLost, StoreError
 
@@ -154,3 +155,16 @@ def test_where_nothing_can_be_written_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / ".claims").write_text("a file")
     with pytest.raises(StoreError, match="cannot write"):
         take(tmp_path, "a", after=0)
+
+
+def test_the_claim_of_a_holder_that_was_killed_after_it_had_finished_is_removed(
+    slide: Path, tmp_path: Path
+) -> None:
+    segment(slide, tmp_path, image="none", **SMALL)
+    claim = take(tmp_path, "scene", after=0)
+    assert segment(slide, tmp_path, image="none", **SMALL).status == "already complete"
+    assert claim.path.exists()  # its holder lives
+    said = json.loads(claim.path.read_bytes())
+    claim.path.write_text(json.dumps({**said, "started": "0"}))  # as if another had its number now
+    assert segment(slide, tmp_path, image="none", **SMALL).status == "already complete"
+    assert not (tmp_path / ".claims").exists()

@@ -146,9 +146,7 @@ class Claim:
             self.check()
         except ClaimLost:
             return
-        shutil.rmtree(self.path.parent, ignore_errors=True)
-        with contextlib.suppress(OSError):  # other cases are in work
-            self.path.parent.parent.rmdir()
+        _remove(self.path.parent)
 
     def __enter__(self) -> Claim:
         threading.Thread(target=self._beat, name=f"claim of {self.case}", daemon=True).start()
@@ -185,6 +183,19 @@ class Claim:
                 return  # whoever writes next is told
             except OSError as err:
                 logger.warning("%s: the claim cannot be renewed: %s", self.case, err)
+
+
+def _remove(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    with contextlib.suppress(OSError):  # other cases are in work
+        folder.parent.rmdir()
+
+
+def forget_dead(out: Path, case: str) -> None:
+    """Remove the claim of a finished case whose holder was killed before it could."""
+    seen = last_claim(out, case)
+    if seen is not None and seen.is_gone:
+        _remove(out / FOLDER / case)
 
 
 def wait_for(out: Path, case: str, *, lease_s: float = LEASE_S) -> int:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsiseg import diagnosis
-from wsiseg.claims import Claim, take, wait_for
+from wsiseg.claims import Claim, forget_dead, take, wait_for
 from wsiseg.classes import VOID
 from wsiseg.config import make_config
 from wsiseg.diagnosis import gather
@@ -102,6 +102,7 @@ def segment_case(
         plan = store_plan(job, recorded)
         if recorded is not None and CaseStore(request.store, recorded).completion() is not None:
             # Nobody writes there any more, and nothing may be to be written.
+            forget_dead(request.out, request.case)
             with memory_for(f"while the report of {request.case} was made"):
                 return finished_report(job, CaseStore.create_or_resume(request.store, plan), watch)
         for why in reasons[len(plan.attempts) :]:
