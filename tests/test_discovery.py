@@ -13,7 +13,8 @@ from pydicom.uid import ExplicitVRLittleEndian
 from tests.conftest import random_image
 from tests.slide_files import write_dicom_slide
 from wsiseg.batch.discovery import Case, find_cases, is_case, part_of
-from wsiseg.errors import ManifestError, UsageError
+from wsiseg.errors import ManifestError, UnreadableSource, UsageError
+from wsiseg.sources import open_source
 
 
 def files(root: Path, *names: str) -> None:
@@ -110,6 +111,14 @@ def test_links_are_followed_once_and_to_no_folder(tmp_path: Path) -> None:
     (tmp_path / "in" / "away").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "in" / "c.svs").symlink_to(tmp_path / "elsewhere" / "b.svs")
     assert found(tmp_path / "in", out=tmp_path / "out") == {"a": "a.svs", "c": "c.svs"}
+
+
+def test_a_link_that_leads_to_itself_or_to_nothing_is_a_case_that_says_so(tmp_path: Path) -> None:
+    for name, target in (("self.svs", "self.svs"), ("gone.svs", "nowhere.svs")):
+        (tmp_path / name).symlink_to(tmp_path / target)
+        with pytest.raises(UnreadableSource, match=f"{name} is a symbolic link that leads to no file"):
+            open_source(tmp_path / name)
+    assert found(tmp_path, out=tmp_path / "out") == {"gone": "gone.svs", "self": "self.svs"}
 
 
 def test_patterns_files_and_manifests_are_taken_in_order(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 import unicodedata
 from pathlib import Path
@@ -16,6 +17,7 @@ import wsiseg
 from tests.cases import CROPS, NAMES, SMALL, mask_of, write_tiff
 from tests.images import Rgb
 from tests.slide_files import write_dicom_slide
+from wsiseg.batch.segment import segment_folder
 from wsiseg.cli import main
 from wsiseg.errors import UnreadableSource
 from wsiseg.prepare import LONGEST_CASE, case_name
@@ -88,8 +90,16 @@ def test_a_name_that_is_not_utf8_is_refused(tmp_path: Path, crop: Rgb) -> None:
         path = write_tiff(tmp_path / os.fsdecode(b"latin\xe4.tif"), crop)
     except OSError:
         pytest.skip("the file system takes UTF-8 names only")
-    with pytest.raises(UnreadableSource, match=r"latin\\xe4\.tif has a name that is not UTF-8; rename it"):
+    says = r"latin\\xe4\.tif has a name that is not UTF-8; rename it"
+    with pytest.raises(UnreadableSource, match=says):
         open_source(path)
+    # In a batch it is a case like the others, and all that is written of it is UTF-8.
+    summary = segment_folder([path.parent], tmp_path / "out", **SMALL)
+    row = next(row for row in summary.cases if row.kind == "UnreadableSource")
+    assert (row.case, Path(row.input).name) == (r"latin\xe4", r"latin\xe4.tif")
+    assert re.search(says, row.error)
+    assert r"latin\xe4" in (tmp_path / "out" / "summary.csv").read_text("utf-8")
+    assert r"latin\xe4" in (tmp_path / "out" / "index.html").read_text("utf-8")
 
 
 def test_the_command_line_prints_names_as_they_are(

@@ -71,6 +71,11 @@ def content_hash(array: NDArray[np.uint8]) -> str:
     return digest.hexdigest()
 
 
+def shown(path: Path | str) -> str:
+    """A path as text that can be written: bytes of a name that are not UTF-8 as \\x and two digits."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
 def shortened(name: str, *, num_bytes: int) -> str:
     """The name; if it takes more bytes in UTF-8, its beginning and a hash of the whole."""
     encoded = name.encode("utf-8", "surrogateescape")

@@ -17,7 +17,7 @@ from wsiseg.annotations.geojson import PolygonLabels
 from wsiseg.config import SegmentConfig
 from wsiseg.errors import NoRoom, OutOfMemory, UsageError
 from wsiseg.execution import choose_execution
-from wsiseg.files import RESERVE, fingerprint, free_bytes, shortened, writing
+from wsiseg.files import RESERVE, fingerprint, free_bytes, shortened, shown, writing
 from wsiseg.geometry import Region
 from wsiseg.models.card import ModelCard
 from wsiseg.models.registry import DEFAULT_MODELS, load_card
@@ -56,7 +56,7 @@ def case_name(path: Path) -> str:
 
     Of a name that is too long for the files of a result the end is replaced by its hash.
     """
-    name = unicodedata.normalize("NFC", path.name)
+    name = unicodedata.normalize("NFC", shown(path.name))
     ending = next((s for s in (SUFFIX, ".nii.gz") if name.endswith(s)), path.suffix)
     if path.is_dir() and ending not in (SUFFIX, ".zarr"):
         ending = ""  # folders of DICOM files are often named by a UID

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -126,13 +127,14 @@ def _of_manifest(path: Path) -> Iterator[Case]:
 
 def _of_folder(root: Path, *, skip: Sequence[Path]) -> Iterator[Case | None]:
     """Cases below a folder in the order of their names, None for each file that is none."""
-    ignored = {path.resolve() for path in skip}
+    ignored = {os.path.realpath(path) for path in skip}
 
     def search(folder: Path) -> Iterator[Case | None]:
         entries = sorted(folder.iterdir(), key=lambda p: p.name)
         slides = {p.stem for p in entries if p.suffix.lower() in COMPANIONS}
         for entry in entries:
-            if entry.name.startswith(".") or entry.resolve() in ignored:
+            # Unlike `resolve` this takes a link to itself, too.
+            if entry.name.startswith(".") or os.path.realpath(entry) in ignored:
                 continue
             name = entry.relative_to(root).parent / case_name(entry)
             if entry.is_dir():

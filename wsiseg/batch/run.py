@@ -18,7 +18,7 @@ from wsiseg.batch.outcome import Failure, forget_failure, write_failure
 from wsiseg.batch.workers import Answer, Job, Worker, job_of
 from wsiseg.claims import LEASE_S, Watch
 from wsiseg.errors import IncompleteStore, NoRoom, StoreError
-from wsiseg.files import RESERVE, free_bytes, write_whole, writing
+from wsiseg.files import RESERVE, free_bytes, shown, write_whole, writing
 from wsiseg.plan import StorePlan, plan_of
 from wsiseg.prepare import SUFFIX
 from wsiseg.progress import Progress, no_progress
@@ -156,7 +156,7 @@ def attempts(
         epoch = found
     plan = begun(out, case)
     failure = Failure(
-        case=case.name, input=str(case.path), error=answer.error, kind=answer.kind, attempts=attempt,
+        case=case.name, input=shown(case.path), error=answer.error, kind=answer.kind, attempts=attempt,
         tried=tuple(tried(plan.execution)) if plan else (),
     )  # fmt: skip
     write_failure(batch.out, failure)

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from wsiseg.batch.discovery import Case
 from wsiseg.batch.outcome import Failure, failure_path, read_outcome
-from wsiseg.files import to_json, write_whole, writing
+from wsiseg.files import shown, to_json, write_whole, writing
 from wsiseg.models.card import RESEARCH_USE
 from wsiseg.report import Report
 
@@ -131,7 +131,7 @@ def _stamp(path: Path) -> tuple[int, int] | None:
 
 def row_of(case: Case, found: Report | Failure | None, *, out: Path) -> Row:
     """What became of a case."""
-    own: dict[str, Any] = {"case": case.name, "input": str(case.path), "patient": case.patient}
+    own: dict[str, Any] = {"case": case.name, "input": shown(case.path), "patient": case.patient}
     if found is None:
         return Row(**own, status="not finished")
     if isinstance(found, Failure):

@@ -9,6 +9,7 @@ import openslide
 
 from wsiseg.bounded import in_short
 from wsiseg.errors import SourceError, UnreadableSource
+from wsiseg.files import shown
 from wsiseg.sources.base import Source, known_spacing
 from wsiseg.sources.omezarr import open_multiscale
 from wsiseg.sources.picture import SUFFIXES as PICTURE_SUFFIXES
@@ -36,7 +37,8 @@ def open_source(
     path = Path(path)
     _check_name(path)
     if not path.exists():
-        raise UnreadableSource(f"no such file: {path}")
+        leads = f"{path} is a symbolic link that leads to no file; mend or remove it"
+        raise UnreadableSource(leads if path.is_symlink() else f"no such file: {path}")
     volume = open_volume(path, modalities=modalities)
     if volume is not None:
         if mpp is not None:
@@ -79,8 +81,7 @@ def _check_name(path: Path) -> None:
     try:
         str(path).encode()
     except UnicodeEncodeError:
-        shown = os.fsencode(path).decode("utf-8", "backslashreplace")
-        raise UnreadableSource(f"{shown} has a name that is not UTF-8; rename it") from None
+        raise UnreadableSource(f"{shown(path)} has a name that is not UTF-8; rename it") from None
     if len(os.fsencode(path)) >= LONGEST_PATH or any(len(os.fsencode(p)) > LONGEST_NAME for p in path.parts):
         raise UnreadableSource(f"{in_short(path)} is longer than a path can be; shorten it")
 
