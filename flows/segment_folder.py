@@ -60,6 +60,7 @@ def segment_folder(
     tissue_filter: bool | None = None,
     allow_upsampling: bool | None = None,
     trust_code: bool | None = None,
+    keep_identifiers: bool | None = None,
     config: str | None = None,
     jobs: int = 1,
     part: str | None = None,

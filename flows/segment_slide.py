@@ -43,6 +43,7 @@ def segment_slide(
     tissue_filter: bool | None = None,
     allow_upsampling: bool | None = None,
     trust_code: bool | None = None,
+    keep_identifiers: bool | None = None,
     config: str | None = None,
     overwrite: bool = False,
 ) -> dict[str, Any]:

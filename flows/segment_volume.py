@@ -24,6 +24,7 @@ def segment_volume(
     confidence: bool | None = None,
     tissue_filter: bool | None = None,
     trust_code: bool | None = None,
+    keep_identifiers: bool | None = None,
     config: str | None = None,
     overwrite: bool = False,
 ) -> dict[str, Any]:

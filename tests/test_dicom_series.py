@@ -42,7 +42,7 @@ def test_a_dicom_series_is_the_same_volume_as_its_nifti(tmp_path: Path, plane: s
     np.testing.assert_array_equal(values_of(source), values_of(nifti))
     np.testing.assert_allclose(source.native.canonical_affine, nifti.native.canonical_affine, atol=1e-4)
     assert source.geometry == nifti.geometry
-    assert (source.format, source.channel_names, source.problems) == ("DICOM series", ("brain",), ())
+    assert (source.format, source.channel_names, source.problems) == ("DICOM series", ("dicom",), ())
     mask = (values_of(source)[0] > 100).astype(np.uint8)
     nib.save(source.native.nifti(mask), tmp_path / "mask.nii")
     np.testing.assert_array_equal(canonical(tmp_path / "mask.nii"), mask)
@@ -101,8 +101,8 @@ def test_missing_repeated_and_shifted_slices_are_named_with_their_position(tmp_p
 def test_several_series_are_listed_and_one_is_chosen_by_uid_or_number(tmp_path: Path) -> None:
     first, second = random_voxels(seed=13), random_voxels((5, 6, 3), seed=14)
     write_series(tmp_path / "s", first, affine_of(), uid="1.2.9", SeriesNumber="1")
-    write_series(tmp_path / "s", second, affine_of(), uid="1.2.4", SeriesNumber="2", SeriesDescription="")
-    listed = r"1: 1\.2\.9 \(brain, 4 slices\); 2: 1\.2\.4 \(no description, 3 slices\)"
+    write_series(tmp_path / "s", second, affine_of(), uid="1.2.4", SeriesNumber="2", Modality="")
+    listed = r"1: 1\.2\.9 \(MR, 4 slices\); 2: 1\.2\.4 \(no modality, 3 slices\)"
     with pytest.raises(SourceError, match=rf"holds 2 series; choose one by UID or number: {listed}"):
         open_volume(tmp_path / "s")
     with pytest.raises(SourceError, match=rf"holds no series 3; .*{listed}"):

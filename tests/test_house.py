@@ -212,7 +212,8 @@ def test_the_command_line_is_this() -> None:
         "segment": {
             "inputs", "--out", "--model", "--annotations", "--region", "--device", "--mpp", "--executor",
             "--memory", "--taper", "--exact", "--image", "--confidence", "--no-tissue-filter",
-            "--allow-upsampling", "--trust-code", "--config", "--jobs", "--part", "--overwrite", "--json",
+            "--allow-upsampling", "--trust-code", "--keep-identifiers", "--config", "--jobs", "--part",
+            "--overwrite", "--json",
         },
         "evaluate": {"--prediction", "--truth", "--out", "--model", "--json"},
         "verify": {"store", "--json"},

@@ -37,6 +37,9 @@ class SegmentConfig(BaseModel):
         None, ge=0, description="half-width of the cross-fade over core borders, pixels; None: the model's"
     )
     trust_code: bool = Field(False, description="run code that the model's card names")
+    keep_identifiers: bool = Field(
+        False, description="put what the file says of patient, specimen and hospital into the report"
+    )
     tissue_filter: bool = Field(True, description="skip glass and set it to background")
     allow_upsampling: bool = Field(False, description="accept a slide coarser than the model")
     views: Views = Field(

@@ -38,7 +38,7 @@ CELL = 4
 """Voxels a side of the grid on which the box round a body is found."""
 RGB_SHARE, MASK_SHARE, CONFIDENCE_SHARE, PYRAMID = 0.85, 0.05, 0.7, 4 / 3
 """Bytes on disk per byte of pixels, on the safe side of what real slides gave, and for all levels."""
-_NOT_DECISIVE = {"readers", "device", "memory", "trust_code", "limit_s", "lease_s"}
+_NOT_DECISIVE = {"readers", "device", "memory", "trust_code", "limit_s", "lease_s", "keep_identifiers"}
 
 
 SLAB_PX = 1 << 26

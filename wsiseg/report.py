@@ -109,6 +109,9 @@ class Report(BaseModel):
     scores: Scores | None = None
     volume_scores: VolumeScores | None = None
     annotations: dict[str, Any] | None = None
+    identifiers: dict[str, str] | None = Field(
+        None, description="what the file says of patient, specimen and hospital; None if not asked for"
+    )
     seconds: dict[str, float]
     bytes: dict[str, int]
     remarks: tuple[str, ...] = ()

@@ -38,6 +38,7 @@ from wsiseg.report import (
 )
 from wsiseg.scoring import Evaluation, score_case
 from wsiseg.smaller import remark
+from wsiseg.sources.identifiers import read_identifiers
 from wsiseg.store import CaseStore
 
 logger = logging.getLogger(__name__)
@@ -68,7 +69,8 @@ def finished_report(job: Job, store: CaseStore, watch: Stopwatch) -> Report:
         except ValueError:
             logger.warning("%s is damaged and is written again", path)
         else:
-            if given is None or (report.annotations or {}).get("file") == fingerprint(given):
+            same_marks = given is None or (report.annotations or {}).get("file") == fingerprint(given)
+            if same_marks and (report.identifiers is not None) == job.config.keep_identifiers:
                 return report.model_copy(update={"status": "already complete"})
     return make_report(job, store, watch, status="already complete")
 
@@ -111,6 +113,7 @@ def make_report(job: Job, store: CaseStore, watch: Stopwatch, *, status: Any) ->
             scores=found and found.plain,
             volume_scores=found and found.volume_scores,
             annotations=_annotations(request.annotations),
+            identifiers=read_identifiers(request.input) if job.config.keep_identifiers else None,
             seconds=watch.rounded(),
             bytes={"estimated": estimated_bytes(job), "store": _size(store.path)},
             remarks=_remarks(job, store, void),

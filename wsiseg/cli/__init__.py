@@ -85,6 +85,10 @@ def segment(
     trust_code: Annotated[
         bool | None, typer.Option("--trust-code", help="Run code that the model's card names.")
     ] = None,
+    keep_identifiers: Annotated[
+        bool | None,
+        typer.Option("--keep-identifiers", help="Patient and specimen into the report."),
+    ] = None,
     config: Annotated[Path | None, typer.Option(help="TOML or YAML with further settings.")] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Cases at once, each in a process.")] = 1,
     part: Annotated[
@@ -111,6 +115,7 @@ def segment(
         "tissue_filter": False if no_tissue_filter else None,
         "allow_upsampling": allow_upsampling,
         "trust_code": trust_code,
+        "keep_identifiers": keep_identifiers,
     }
     shared: dict[str, Any] = {"annotations": annotations, "overwrite": overwrite, "config": config}
     if jobs > 1 or part is not None or is_batch(inputs):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,11 +12,22 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from wsiseg.errors import MissingSpacing
+from wsiseg.errors import MissingSpacing, SourceError
 from wsiseg.geometry import Geometry, Region, clip, is_empty, region_shape, relative_to
 
 WHITE = 255
 """What lies outside a slide looks like glass."""
+
+MOST_PIXELS = 10**12
+"""Of an image: a glass of 75 mm x 26 mm at 0.1 µm has 2e11, a volume of 2048 voxels a side 1e10."""
+MOST_TILE_PX = 1 << 30
+"""Of a stored tile, strip or chunk: it is decoded as a whole, into 3 GB where it is RGB."""
+MOST_TILES = 1 << 27
+"""Of an image: of the largest one in tiles of 256 x 256 there are a tenth of that."""
+LARGEST_PIXEL_UM = 1e6
+"""What states more, or what is no number, states nothing."""
+MOST_LEVELS = 64
+"""Of a pyramid: halved so often, no image has a pixel left."""
 
 Array = NDArray[Any]
 
@@ -172,10 +184,30 @@ def tile_by_tile(
     return Pixels(values, valid)
 
 
+def check_size(path: Path, shape: Sequence[int], *, tile: Sequence[int] | None = None) -> None:
+    """Raises SourceError for an image, or a tile, of more pixels than any real one has."""
+    sides = " x ".join(map(str, shape))
+    pixels = math.prod(map(int, shape))
+    if min(shape) < 1 or pixels > MOST_PIXELS:
+        raise SourceError(f"{path} claims {sides} pixels; images of 1 to {MOST_PIXELS:.0e} are read")
+    if tile is None:
+        return
+    each = math.prod(map(int, tile))
+    if each < 1 or min(each, pixels) > MOST_TILE_PX:
+        raise SourceError(
+            f"{path} claims tiles of {' x '.join(map(str, tile))} pixels; tiles of 1 to {MOST_TILE_PX} are "
+            "read: convert it to a tiled TIFF"
+        )
+    if math.prod(-(-n // t) for n, t in zip(shape, tile, strict=True)) > MOST_TILES:
+        raise SourceError(f"{path} claims {sides} pixels in more than {MOST_TILES} tiles; convert it")
+
+
 def known_spacing(path: Path, mpp: float | None, stated: tuple[float, float] | None) -> tuple[float, float]:
     """Pixel size (µm, y then x): `mpp` if given, else what the file states. Raises MissingSpacing."""
     if mpp is not None:
         return (mpp, mpp)
+    if stated is not None and not all(0 < s < LARGEST_PIXEL_UM for s in stated):
+        stated = None
     if stated is None:
         raise MissingSpacing(
             f"{path} does not state its pixel size; give it in µm per pixel "

@@ -8,8 +8,7 @@ follow the header then and return other colours, so here the stream is asked fir
 
 from __future__ import annotations
 
-import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 from pydicom.uid import (
@@ -30,6 +29,7 @@ from wsidicom.codec import Decoder
 from wsidicom.geometry import Size
 
 from wsiseg.sources.base import Array
+from wsiseg.sources.jpeg import FRAME_HEADERS, SCAN, START, check_jpeg, segments
 
 Decode = Callable[[bytes], Array]
 
@@ -39,9 +39,8 @@ SYNTAXES = (*NATIVE, JPEGBaseline8Bit, *_JPEG_2000, JPEGLSLossless, JPEGLSNearLo
 """Transfer syntaxes whose colours are known to come out right."""
 
 _YCBCR = ("YBR_FULL", "YBR_FULL_422", "YBR_ICT")
-_JPEG_START, _JPEG_END, _CODESTREAM_START = b"\xff\xd8", b"\xff\xd9", b"\xff\x4f\xff\x51"
-_APP0, _APP14, _SOS, _COD, _SOT = 0xE0, 0xEE, 0xDA, 0x52, 0x90
-_FRAME_HEADERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+_CODESTREAM_START = b"\xff\x4f\xff\x51"
+_APP0, _APP14, _COD, _SOT = 0xE0, 0xEE, 0x52, 0x90
 _ADOBE_TRANSFORM_AT, _MCT_AT = 11, 4  # in the segments after their lengths
 
 
@@ -70,9 +69,7 @@ def _color_decoder(syntax: UID, photometric: str, tile: tuple[int, int]) -> Deco
         as_rgb, as_ycbcr = _decoder(syntax, "RGB", tile), _decoder(syntax, "YBR_FULL_422", tile)
 
         def from_jpeg(frame: bytes) -> Array:
-            # libjpeg fills what is lost with grey and only warns; frames are padded to even lengths.
-            if not frame.rstrip(b"\0\xff").endswith(_JPEG_END):
-                raise ValueError("a JPEG that ends early")
+            check_jpeg(frame, most=4 * tile[0] * tile[1])
             ycbcr = jpeg_is_ycbcr(frame, stated=photometric != "RGB")
             return (as_ycbcr if ycbcr else as_rgb)(frame)
 
@@ -108,15 +105,6 @@ def _to_rgb(ycbcr: Array) -> Array:
     return np.asarray(np.clip(np.rint(rgb), 0, 255), np.uint8)
 
 
-def _segments(stream: bytes, start: int) -> Iterator[tuple[int, bytes]]:
-    """Markers of a JPEG or JPEG 2000 header, and what follows their lengths."""
-    at = start
-    while at + 4 <= len(stream) and stream[at] == 0xFF:
-        (length,) = struct.unpack_from(">H", stream, at + 2)
-        yield stream[at + 1], stream[at + 4 : at + 2 + length]
-        at += 2 + length
-
-
 def jpeg_is_ycbcr(frame: bytes, *, stated: bool) -> bool:
     """Whether a JPEG of three components holds YCbCr; `stated` where it does not say so itself.
 
@@ -124,18 +112,18 @@ def jpeg_is_ycbcr(frame: bytes, *, stated: bool) -> bool:
     Chroma that is stored at a lower resolution is a sign too.
     """
     says: bool | None = None
-    for marker, content in _segments(frame, len(_JPEG_START)):
+    for marker, content in segments(frame, len(START)):
         if marker == _APP0 and content.startswith(b"JFIF"):
             return True
         if marker == _APP14 and content.startswith(b"Adobe") and len(content) > _ADOBE_TRANSFORM_AT:
             says = content[_ADOBE_TRANSFORM_AT] != 0
-        elif marker in _FRAME_HEADERS and says is None:
+        elif marker in FRAME_HEADERS and says is None:
             names, sampling = content[6::3], content[7::3]
             if len(set(sampling)) > 1:
                 says = True
             elif names == b"RGB":
                 says = False
-        elif marker == _SOS:
+        elif marker == SCAN:
             break
     return stated if says is None else says
 
@@ -143,7 +131,7 @@ def jpeg_is_ycbcr(frame: bytes, *, stated: bool) -> bool:
 def has_color_transform(frame: bytes) -> bool:
     """Whether a JPEG 2000 codestream is marked as transformed, so that decoders give RGB back."""
     start = frame.find(_CODESTREAM_START)
-    for marker, content in _segments(frame, start + 2):
+    for marker, content in segments(frame, start + 2):
         if marker == _COD and len(content) > _MCT_AT:
             return content[_MCT_AT] != 0
         if marker == _SOT:

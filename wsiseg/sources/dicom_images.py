@@ -12,6 +12,7 @@ from pydicom.filereader import read_partial
 from pydicom.uid import UID
 
 from wsiseg.errors import SourceError, UnreadableSource
+from wsiseg.sources.base import check_size
 from wsiseg.sources.dicom_series import BAD_FILE, SLIDE_CLASS, class_of, is_dicom
 
 VOLUME = "VOLUME"
@@ -107,6 +108,9 @@ def _header(path: Path) -> SlideImage:
 
 
 def _image(path: Path, header: Any) -> SlideImage:
+    shape = (int(header.TotalPixelMatrixRows), int(header.TotalPixelMatrixColumns))
+    tile = (int(header.Rows), int(header.Columns))
+    check_size(path, shape, tile=tile)
     origin = (header.get("TotalPixelMatrixOriginSequence") or [{}])[0]
     kind = list(header.ImageType)
     return SlideImage(
@@ -114,8 +118,8 @@ def _image(path: Path, header: Any) -> SlideImage:
         uid=str(header.SOPInstanceUID),
         series=str(header.SeriesInstanceUID),
         kind=str(kind[2]) if len(kind) > 2 else "",
-        shape=(int(header.TotalPixelMatrixRows), int(header.TotalPixelMatrixColumns)),
-        tile=(int(header.Rows), int(header.Columns)),
+        shape=shape,
+        tile=tile,
         num_frames=int(header.get("NumberOfFrames") or 1),
         num_planes=int(header.get("TotalPixelMatrixFocalPlanes") or 1),
         optical_paths=tuple(

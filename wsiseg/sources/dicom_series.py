@@ -15,6 +15,7 @@ import pydicom
 from pydicom.errors import BytesLengthException, InvalidDicomError
 from pydicom.filereader import read_file_meta_info
 
+from wsiseg.bounded import in_short
 from wsiseg.errors import SourceError, UnreadableSource
 from wsiseg.sources.base import Array
 from wsiseg.sources.dicom_slices import Slice, affine_of, check_alike, in_order, slices_of
@@ -53,7 +54,7 @@ class ImageFile:
     header: Any
     uid: str
     number: int
-    description: str
+    modality: str
     num_frames: int
 
 
@@ -69,9 +70,9 @@ class Series:
         return self.files[0].uid
 
     @property
-    def description(self) -> str:
-        """What the scanner calls it; may be empty."""
-        return self.files[0].description
+    def modality(self) -> str:
+        """Such as MR. What the scanner or a person calls a series may name the patient, and is not read."""
+        return self.files[0].modality
 
     @property
     def num_slices(self) -> int:
@@ -119,7 +120,7 @@ def open_series(path: str | Path, *, series: str | int | None = None) -> VolumeS
     check_alike(slices)
     slices, problems = in_order(path, slices)
     source = VolumeSource(
-        [_channel(path, slices, name=chosen.description or path.stem)],
+        [_channel(path, slices, name=path.stem)],
         format="DICOM series",
         problems=problems,
     )
@@ -185,7 +186,7 @@ def _image_file(path: Path) -> ImageFile | None:
             header=header,
             uid=str(header.get("SeriesInstanceUID", "")),
             number=int(header.get("SeriesNumber") or 0),
-            description=str(header.get("SeriesDescription") or ""),
+            modality=in_short(header.get("Modality") or "", most=16),
             num_frames=int(header.get("NumberOfFrames") or 1),
         )
     except BAD_FILE as err:
@@ -195,8 +196,7 @@ def _image_file(path: Path) -> ImageFile | None:
 
 def _choose(path: Path, found: Sequence[Series], series: str | int | None) -> Series:
     listed = "; ".join(
-        f"{n}: {s.uid} ({s.description or 'no description'}, {s.num_slices} slices)"
-        for n, s in enumerate(found, 1)
+        f"{n}: {s.uid} ({s.modality or 'no modality'}, {s.num_slices} slices)" for n, s in enumerate(found, 1)
     )
     if series is None:
         if len(found) > 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from wsiseg.errors import SourceError, UnreadableSource
+from wsiseg.sources.base import check_size
 from wsiseg.sources.native import LPS_TO_RAS, Affine, native_grid
 from wsiseg.sources.volume import Channel, VolumeSource
 
@@ -19,6 +21,8 @@ _READERS = {
     ".mha": ("MetaImage", "MetaImageIO"),
     ".mhd": ("MetaImage", "MetaImageIO"),
 }
+MOST_RATIO = 1032
+"""Of voxels to bytes: deflate, which both formats use, can do no better."""
 _HEADER_BYTES = 1 << 20
 _NRRD_DATA = re.compile(rb"^\s*data ?file\s*:", re.IGNORECASE | re.MULTILINE)
 _META_DATA = re.compile(rb"^\s*ElementDataFile\s*[=:]\s*([^\r\n]*)", re.IGNORECASE | re.MULTILINE)
@@ -55,6 +59,7 @@ def open_itk(path: str | Path) -> VolumeSource:
         dimension = reader.GetDimension()
         if dimension not in (3, 4):
             raise SourceError(f"{path} is a {dimension}-D image; a volume has three axes")
+        _check_claim(path, head, reader)
         image = reader.Execute()
     except RuntimeError as err:
         reason = str(err).strip().splitlines()[-1].strip()
@@ -86,6 +91,19 @@ def _check_meta(path: Path, head: bytes) -> None:
         raise SourceError(
             f"{path} names {name!r} as the file of its voxels; only one file beside a .mhd is followed: "
             "save it as one .mha"
+        )
+
+
+def _check_claim(path: Path, head: bytes, reader: Any) -> None:
+    """Raises where a header promises more voxels than its file can hold: memory is given to them first."""
+    shape = (*reader.GetSize(), reader.GetNumberOfComponents())
+    check_size(path, shape)
+    found = _META_DATA.search(head) if path.suffix.lower() == ".mhd" else None
+    file = path.parent / found[1].strip().decode("utf-8", "replace") if found else path
+    if math.prod(shape) > MOST_RATIO * file.stat().st_size:
+        raise UnreadableSource(
+            f"{file} has {file.stat().st_size} bytes, its header promises {math.prod(shape)} voxels; "
+            "the file is cut off, copy it again"
         )
 
 

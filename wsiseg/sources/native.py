@@ -114,7 +114,7 @@ class Native:
             header = nifti_header(self.header_bytes)
             # Of a time series: the affine of a header without forms depends on the shape.
             header.set_data_shape(self.shape)
-        for name in ("descrip", "aux_file", "db_name", "intent_name"):
+        for name in ("descrip", "aux_file", "db_name", "intent_name", "data_type", "unused_str"):
             if name in header:
                 header[name] = b""
         header["cal_min"] = header["cal_max"] = 0

@@ -17,7 +17,7 @@ from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 
 from wsiseg.errors import SourceError, UnreadableSource
-from wsiseg.sources.base import Array
+from wsiseg.sources.base import Array, check_size
 from wsiseg.sources.native import Native, native_grid
 from wsiseg.sources.native import nifti_header as parse_header
 from wsiseg.sources.volume import Channel, OnDisk, Stored, VolumeSource, allocate
@@ -36,6 +36,8 @@ _BAD_FILE = (HeaderDataError, ImageFileError, zlib.error, EOFError, OSError, Val
 _MAGIC = {348: (344, b"n+1\0"), 540: (4, b"n+2\0\r\n\x1a\n")}
 _TO_MM = {1: 1e3, 2: 1.0, 3: 1e-3}  # by the header's code: metre, millimetre, micrometre
 _PIECE = 1 << 20  # bytes decompressed at once: they are held twice
+MOST_AFTER = 1 << 26
+"""Bytes after the voxels: some programs pad, and a bomb goes on for ever."""
 _MAX_GZIP_RATIO = 1032  # deflate cannot do better: a header that asks for more lies
 
 
@@ -72,8 +74,11 @@ def _open(path: Path, stream: IO[bytes], *, compressed: bool) -> VolumeSource:
         raise SourceError(f"{path} has {kind} voxels; whole and real numbers are supported")
     grid, problems = _grid(path, header, shape, raw)
     offset = int(header.get_data_offset())
+    if not 0 <= offset <= MOST_AFTER:
+        raise ValueError(f"its voxels are said to begin at byte {offset}")
     count = math.prod(shape) * num_channels
     _check_size(path, offset + count * dtype.itemsize, compressed=compressed)
+    check_size(path, (*shape, num_channels))
     if compressed:
         voxels = _inflate(path, stream, offset, count, dtype).reshape((*shape, num_channels), order="F")
         parts: list[Stored] = [voxels[..., c].__getitem__ for c in range(num_channels)]
@@ -181,8 +186,11 @@ def _inflate(path: Path, stream: IO[bytes], offset: int, count: int, dtype: np.d
         if not got:
             raise EOFError(f"{done} of {len(view)} bytes of voxels are there")
         done += got
-    while stream.read(_PIECE):
-        pass
+    after = 0
+    while rest := stream.read(_PIECE):
+        after += len(rest)
+        if after > MOST_AFTER:
+            raise ValueError(f"it goes on for more than {MOST_AFTER} bytes after its last voxel")
     return voxels
 
 

@@ -10,13 +10,16 @@ import numpy as np
 import zarr
 from zarr.errors import BaseZarrError
 
+from wsiseg.bounded import LARGEST_RECORD, in_short, shown
 from wsiseg.errors import MissingSpacing, SourceError, UnreadableSource
 from wsiseg.geometry import Geometry, Region, Unit
 from wsiseg.sources.base import (
+    MOST_LEVELS,
     WHITE,
     Array,
     Pixels,
     Source,
+    check_size,
     everywhere,
     inside_part,
     pad_outside,
@@ -32,7 +35,7 @@ _UNITS: dict[str, tuple[Unit, float]] = {
 
 KINDS = {"yx": ("u1",), "zyx": ("u1", "u2", "i2", "f4")}
 """Types of values, by axes."""
-_DECODE_ERRORS = (RuntimeError, ValueError, OSError)
+_DECODE_ERRORS = (RuntimeError, ValueError, OSError, MemoryError)
 
 
 class ZarrLevel:
@@ -87,10 +90,16 @@ class ZarrLevel:
 
 def open_group(path: Path) -> tuple[zarr.Group, Mapping[str, Any]]:
     """An OME-Zarr group and its NGFF metadata. Raises UnreadableSource."""
+    for name in ("zarr.json", ".zgroup", ".zattrs", ".zmetadata"):
+        file = path / name
+        if file.is_file() and file.stat().st_size > LARGEST_RECORD:
+            raise UnreadableSource(f"{file} has {file.stat().st_size} bytes, which no description needs")
     try:
         group = zarr.open_group(path, mode="r")
-    except (BaseZarrError, OSError, ValueError) as err:
-        raise UnreadableSource(f"{path} cannot be opened as OME-Zarr: {err}") from None
+    except (BaseZarrError, OSError, ValueError, TypeError, KeyError, AttributeError) as err:
+        raise UnreadableSource(f"{path} cannot be opened as OME-Zarr: {in_short(err)}") from None
+    except RecursionError:
+        raise UnreadableSource(f"{path} cannot be opened as OME-Zarr: it is nested too deep") from None
     attributes = dict(group.attrs)
     ome = attributes.get("ome", attributes)
     return group, ome if isinstance(ome, Mapping) else {}
@@ -104,8 +113,8 @@ def open_multiscale(path: Path, *, mpp: float | None = None) -> ZarrLevel:
     """
     try:
         return _multiscale(path, mpp=mpp)
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as err:
-        raise UnreadableSource(f"{path} has multiscales metadata that make no sense: {err!r}") from None
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError) as err:
+        raise UnreadableSource(f"{path} has multiscales metadata that make no sense: {shown(err)}") from None
 
 
 def _multiscale(path: Path, *, mpp: float | None) -> ZarrLevel:
@@ -119,7 +128,13 @@ def _multiscale(path: Path, *, mpp: float | None) -> ZarrLevel:
     if spatial not in ("yx", "zyx"):
         raise SourceError(f"{path} has axes {names!r}; yx and zyx, with or without c before, are supported")
     arrays, geometries = [], []
+    if len(multiscale["datasets"]) > MOST_LEVELS:
+        raise SourceError(
+            f"{path} claims {len(multiscale['datasets'])} levels; at most {MOST_LEVELS} are read"
+        )
     for dataset in multiscale["datasets"]:
+        if not (path / str(dataset["path"])).resolve().is_relative_to(path.resolve()):
+            raise SourceError(f"{path} names a level outside itself: {shown(dataset['path'])}")
         array = group[dataset["path"]]
         known = KINDS[spatial]
         if not isinstance(array, zarr.Array) or array.dtype.kind + str(array.dtype.itemsize) not in known:
@@ -127,6 +142,7 @@ def _multiscale(path: Path, *, mpp: float | None) -> ZarrLevel:
                 f"{path}, level {dataset['path']!r}: an array of {getattr(array, 'dtype', 'no')} values; "
                 f"{', '.join(np.dtype(k).name for k in known)} are supported"
             )
+        check_size(path, array.shape, tile=array.shards or array.chunks)
         arrays.append(array)
         geometries.append(_geometry(path, axes, dataset, array, spatial=spatial, mpp=mpp))
     if mpp is not None:

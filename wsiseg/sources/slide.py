@@ -23,6 +23,7 @@ from wsiseg.sources.base import (
     Array,
     Pixels,
     Source,
+    check_size,
     everywhere,
     inside_part,
     known_spacing,
@@ -151,6 +152,7 @@ def open_slide(path: Path, *, mpp: float | None) -> SlideSource:
     Raises UnreadableSource if it is broken, MissingSpacing if its pixel size is nowhere stated.
     """
     file = SlideFile(path)
+    check_size(path, file.handle.dimensions[::-1])
     return SlideSource(file, level=0, l0_spacing=known_spacing(path, mpp, _stated(file.handle)))
 
 
@@ -161,4 +163,4 @@ def _stated(handle: openslide.OpenSlide) -> tuple[float, float] | None:
         x = float(handle.properties[openslide.PROPERTY_NAME_MPP_X])
     except (KeyError, ValueError):
         return None
-    return (y, x) if y > 0 and x > 0 else None
+    return y, x

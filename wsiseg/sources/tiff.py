@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
+import struct
 import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -14,14 +16,17 @@ import tifffile
 import zarr
 from tifffile import COMPRESSION, PHOTOMETRIC
 
+from wsiseg.bounded import in_short
 from wsiseg.errors import SourceError, UnreadableSource
 from wsiseg.geometry import Geometry, Region
 from wsiseg.sources.base import (
+    MOST_LEVELS,
     UINT8,
     WHITE,
     Array,
     Pixels,
     Source,
+    check_size,
     everywhere,
     inside_part,
     known_spacing,
@@ -29,11 +34,17 @@ from wsiseg.sources.base import (
     tile_by_tile,
     to_rgb_uint8,
 )
+from wsiseg.sources.jpeg import check_jpeg
 
 SUFFIXES = (".tif", ".tiff", ".btf", ".tf8")
 
 # What the decoders raise for damaged tiles: imagecodecs' own errors are RuntimeErrors.
-_DECODE_ERRORS = (RuntimeError, ValueError, OSError, tifffile.TiffFileError)
+_DECODE_ERRORS = (RuntimeError, ValueError, OSError, MemoryError, tifffile.TiffFileError)
+# tifffile parses tags when they are asked for, and what it ends in depends on the tag.
+_DAMAGED = (
+    tifffile.TiffFileError, OSError, ValueError, TypeError, LookupError, ArithmeticError, AttributeError,
+    MemoryError, RecursionError, struct.error,
+)  # fmt: skip
 _UM = {"µm": 1.0, "um": 1.0, "nm": 1e-3, "mm": 1e3, "cm": 1e4, "m": 1e6}
 
 
@@ -47,14 +58,20 @@ class TiffFile:
     def __init__(self, path: Path, *, absent: int = 0) -> None:
         try:
             file = tifffile.TiffFile(path)
-        except (tifffile.TiffFileError, OSError, ValueError) as err:
-            raise UnreadableSource(f"{path} cannot be opened as a TIFF: {err}") from None
+        except _DAMAGED as err:
+            raise UnreadableSource(f"{path} cannot be opened as a TIFF: {in_short(err)}") from None
         # Closed with this object: sources are values that nobody has to remember to close.
         weakref.finalize(self, file.close)
         self.path = path
         # Labels, macros and previews are series too.
-        series = max(file.series, key=lambda s: s.keyframe.imagelength * s.keyframe.imagewidth)
+        try:
+            all_series = file.series
+        except _DAMAGED as err:
+            raise UnreadableSource(f"{path} cannot be opened as a TIFF: {in_short(err)}") from None
+        series = max(all_series, key=lambda s: s.keyframe.imagelength * s.keyframe.imagewidth)
         self.pages = _levels(file, series)
+        if len(self.pages) > MOST_LEVELS:
+            raise SourceError(f"{path} claims {len(self.pages)} levels; at most {MOST_LEVELS} are read")
         first = self.pages[0]
         if first.axes not in ("YX", "YXS", "SYX"):
             raise SourceError(
@@ -66,12 +83,31 @@ class TiffFile:
                 "write its colours as one RGB picture"
             )
         _check_compression(path, first)
+        for page in self.pages:
+            _check_tiles(path, page)
         # tifffile seeks and reads in one file: its decoders may run in threads, its reads may not.
         lock = threading.RLock()
         self.arrays: list[Any] = [_array(page, lock=lock, absent=absent) for page in self.pages]
         self.shapes = [(int(page.imagelength), int(page.imagewidth)) for page in self.pages]
         self.tiles = [(int(p.chunks[0]), int(p.chunks[1])) for p in self.pages]
         self.spacing = _ome_spacing(file.ome_metadata, self.shapes[0]) or _tag_spacing(first)
+
+
+def _check_tiles(path: Path, page: Any) -> None:
+    """Raises SourceError for sizes that no picture has, UnreadableSource where tiles are not listed."""
+    shape = (int(page.imagelength), int(page.imagewidth))
+    if page.is_tiled:
+        tile = (int(page.tilelength), int(page.tilewidth))
+    else:
+        tile = (min(int(page.rowsperstrip), shape[0]), shape[1])
+    check_size(path, shape, tile=tile)
+    planes = int(page.samplesperpixel) if page.axes == "SYX" else 1
+    needed = planes * math.prod(-(-n // t) for n, t in zip(shape, tile, strict=True))
+    if len(page.dataoffsets) != needed:
+        raise UnreadableSource(
+            f"{path} lists {len(page.dataoffsets)} of the {needed} tiles or strips of its {shape[0]} x "
+            f"{shape[1]} pixels; the file is damaged, copy it again"
+        )
 
 
 class Interleaved:
@@ -88,8 +124,21 @@ class Interleaved:
 
 
 def _array(page: Any, *, lock: threading.RLock, absent: int) -> Any:
+    if page.compression == COMPRESSION.JPEG:
+        page.decode = _whole_jpegs(page.decode, most=4 * math.prod(page.chunks[:2]) + (1 << 20))
     array = zarr.open(page.aszarr(lock=lock, fillvalue=absent), mode="r")
     return Interleaved(array) if page.axes == "SYX" else array
+
+
+def _whole_jpegs(decode: Callable[..., Any], *, most: int) -> Callable[..., Any]:
+    """A decoder of tiles that raises ValueError where libjpeg fills in grey, or takes memory, and goes on."""
+
+    def checked(data: bytes | None, index: int, /, **options: Any) -> Any:
+        if data is not None:
+            check_jpeg(bytes(data), most=most)
+        return decode(data, index, **options)
+
+    return checked
 
 
 def _check_compression(path: Path, page: Any) -> None:
