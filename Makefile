@@ -6,7 +6,7 @@ export PREFECT_HOME := $(CURDIR)/.prefect
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 export DO_NOT_TRACK := 1
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench fuzz clean
 .DEFAULT_GOAL := demo
 
 .venv/installed: requirements.lock pyproject.toml
@@ -29,6 +29,9 @@ lint: .venv/installed
 bench: .venv/installed  ## CPU seconds and memory against the limit, plain windows and MONAI, into build/bench
 	$(BIN)/python -m benchmarks.streaming
 	$(BIN)/python -m benchmarks.speed build/bench
+
+fuzz: .venv/installed  ## every parser for its share of a minute, by inputs that reach new code
+	$(BIN)/python -m tests.fuzz_guided 60
 
 clean:
 	rm -rf .venv .prefect build demo
