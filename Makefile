@@ -6,7 +6,7 @@ export PREFECT_HOME := $(CURDIR)/.prefect
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 export DO_NOT_TRACK := 1
 
-.PHONY: demo test lint bench fuzz clean
+.PHONY: demo test test-system lint bench fuzz clean
 .DEFAULT_GOAL := demo
 
 .venv/installed: requirements.lock pyproject.toml
@@ -19,7 +19,11 @@ demo: .venv/installed  ## the whole job on the shipped samples, into demo/
 	$(BIN)/python -m flows.demo demo
 
 test: .venv/installed  ## every test that the Python environment alone can run
-	$(BIN)/pytest -m "" --durations=5
+	$(BIN)/pytest -m "not cluster" --durations=5
+
+test-system: .venv/installed  ## what needs packages of the system, which it installs: a server on PostgreSQL, Dask
+	flows/cluster/postgres.sh install
+	$(BIN)/pytest -m cluster --durations=5
 
 lint: .venv/installed
 	$(BIN)/ruff check

@@ -23,9 +23,10 @@ from PIL import Image
 from tests.cases import CROPS, NAMES
 from tests.servers import Server, parameters
 
+ENDS = ("Completed", "Failed", "Crashed")
 MODEL = "demo-breast8"
-SETTINGS = "threads = 1\nlease_s = 5.0\n"
-"""What fixes the floats of a mask, and how long a case of a dead process waits."""
+SETTINGS = "threads = 1\nlease_s = 5.0\nslab = 64\nchunk = 64\n"
+"""What fixes the floats of a mask, makes it in several slabs, and how long a case of a dead process waits."""
 
 
 def make_folder(folder: Path, *, cases: int, size: int) -> Path:
@@ -131,7 +132,7 @@ class Job:
         self.wait_for(name, self.cases, limit_s=limit_s)
         seconds = time.monotonic() - begun
         if away_s is not None:
-            state = wait_for_state(self.server, name, "Completed", "Failed", "Crashed", limit_s=limit_s)
+            state = wait_for_state(self.server, name, *ENDS, limit_s=limit_s)
         return {
             "away_s": away_s,
             "cases": self.cases,

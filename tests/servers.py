@@ -44,7 +44,7 @@ class Server:
             **settings,
         }
         self.log = home / "processes.log"
-        self._processes: list[Process] = []
+        self.processes: list[Process] = []
         self._server: Process | None = None
 
     def run(self, *command: str) -> subprocess.CompletedProcess[str]:
@@ -63,7 +63,7 @@ class Server:
         """A process that stays, with all that it starts in a group of its own."""
         with self.log.open("ab") as log:
             process = subprocess.Popen(command, cwd=REPOSITORY, env=self.environment, stdout=log, stderr=log)
-        self._processes.append(process)
+        self.processes.append(process)
         return process
 
     def begin(self) -> None:
@@ -108,24 +108,34 @@ class Server:
         """The last words of the processes."""
         return self.log.read_text()[-5000:]
 
+    def family(self) -> list[psutil.Process]:
+        """All processes that were started here, and theirs."""
+        return [one for process in self.processes for one in family(process)]
+
     def stop(self) -> None:
         """End all that was started here; what does not end by itself is killed."""
-        for process in reversed(self._processes):
+        for process in reversed(self.processes):
             if process.poll() is None:
                 process.terminate()
-        for process in reversed(self._processes):
+        for process in reversed(self.processes):
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(20)
             kill(process)
 
 
-def kill(process: Process) -> None:
-    """kill -9 of a process and of all that it has started, whatever sessions they made for themselves."""
+def family(process: Process) -> list[psutil.Process]:
+    """A process and all that it has started, whatever sessions they made for themselves."""
     with contextlib.suppress(psutil.NoSuchProcess):
-        for child in psutil.Process(process.pid).children(recursive=True):
-            with contextlib.suppress(psutil.NoSuchProcess):
-                child.kill()
-    process.kill()
+        found = psutil.Process(process.pid)
+        return [*found.children(recursive=True), found]
+    return []
+
+
+def kill(process: Process) -> None:
+    """kill -9 of a process and of all that it has started."""
+    for one in family(process):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            one.kill()
     process.wait()
 
 
