@@ -8,8 +8,9 @@ import re
 import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar
 from uuid import UUID
 
@@ -18,7 +19,7 @@ from prefect.artifacts import create_progress_artifact, create_table_artifact, u
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate
 from prefect.concurrency.sync import concurrency
-from prefect.exceptions import ObjectNotFound, PrefectException
+from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound, PrefectException
 from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
 from wsiseg.errors import UsageError
@@ -82,8 +83,15 @@ def known_limit(name: str) -> bool:
     try:
         client.read_global_concurrency_limit_by_name(name)
     except ObjectNotFound:
-        client.create_global_concurrency_limit(GlobalConcurrencyLimitCreate(name=name, limit=1))
+        with suppress(ObjectAlreadyExists):  # by another case this moment
+            client.create_global_concurrency_limit(GlobalConcurrencyLimitCreate(name=name, limit=1))
     return True
+
+
+def link(path: Path) -> str:
+    """A file as a link in Markdown, whatever is in its name."""
+    name = re.sub(r"([\\\[\]*_`<])", r"\\\1", path.name)
+    return f"[{name}]({path.resolve().as_uri()})"
 
 
 def artifact_key(kind: str, case: str) -> str:

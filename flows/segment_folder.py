@@ -11,7 +11,7 @@ from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.futures import PrefectFuture
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
-from flows.common import artifact_key, attempt
+from flows.common import artifact_key, attempt, link
 from flows.segment_one import segment_one
 from wsiseg.batch.run import Batch
 from wsiseg.batch.segment import Folder, open_folder
@@ -117,7 +117,9 @@ def publish(summary: Summary, batch: Batch) -> None:
     ]
     key = artifact_key("batch", batch.out.resolve().name)
     attempt(lambda: create_table_artifact(table=rows, key=key, description="cases, those that failed first"))
-    attempt(lambda: create_markdown_artifact(sentence(summary, batch), key=f"{key}-page"))
+    page = [sentence(summary, batch), link(batch.out / "index.html")]
+    page += [f"- {link(batch.out / r.overlay)}" for r in shown[:SHOWN] if r.overlay]
+    attempt(lambda: create_markdown_artifact("\n\n".join(page), key=f"{key}-page"))
 
 
 def sentence(summary: Summary, batch: Batch) -> str:

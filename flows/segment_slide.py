@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from prefect import flow, task
+from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 
 import wsiseg
-from flows.common import artifact_key, artifact_progress, gpu_slot, iou_table
+from flows.common import artifact_key, artifact_progress, attempt, gpu_slot, iou_table, link
 from wsiseg.config import make_config
 
 
@@ -22,6 +23,8 @@ def segment_case(slide: str, options: dict[str, Any]) -> dict[str, Any]:
         report = wsiseg.segment(slide, progress=artifact_progress, **options)
     if report.scores is not None:
         iou_table(report.scores, key=artifact_key("iou", report.case))
+    files = "\n".join(f"- {link(path)}" for path in (report.overlay, report.store))
+    attempt(lambda: create_markdown_artifact(files, key=artifact_key("files", report.case)))
     return report.model_dump(mode="json")
 
 

@@ -6,7 +6,9 @@ import asyncio
 import logging
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 import httpx
 import pytest
@@ -93,3 +95,12 @@ def test_a_worker_looks_for_work_for_as_long_as_its_server_is_away() -> None:
     with pytest.raises(Back):
         asyncio.run(loop(services.critical_service_loop))
     assert len(tries) == 40
+
+
+def test_links_to_files_lead_to_them_whatever_their_names_hold(tmp_path: Path) -> None:
+    path = tmp_path / "a [1] (b) ü_c.overlay.png"
+    path.write_bytes(b"picture")
+    shown, _, target = common.link(path).partition("](")
+    assert shown == r"[a \[1\] (b) ü\_c.overlay.png"
+    assert not set("() ") & set(target[:-1])
+    assert Path(unquote(urlsplit(target[:-1]).path)).read_bytes() == b"picture"

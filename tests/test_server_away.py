@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -50,6 +52,29 @@ def test_a_run_whose_worker_and_process_were_killed_becomes_crashed_and_goes_on_
     assert wait_for_state(job.server, "again", "Completed", "Failed", limit_s=120) == "Completed"
     assert job.is_as_undisturbed("dead")
     assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_a_gpu_has_one_case_at_a_time_also_after_the_server_was_started_again(job: Job) -> None:
+    server = job.server
+
+    def hold(device: str, seconds: float) -> subprocess.Popen[str]:
+        command = (sys.executable, "-m", "tests.slots", device, str(seconds))
+        return subprocess.Popen(
+            command, cwd=REPOSITORY, env=server.environment, stdout=subprocess.PIPE, text=True
+        )
+
+    holders = [hold("cuda:1", 3), hold("cuda:1", 3), hold("cuda:0", 3)]
+    first, second, _ = (list(map(float, one.communicate(timeout=120)[0].split())) for one in holders)
+    assert len(first) == len(second) == 2
+    assert first[1] <= second[0] or second[1] <= first[0]
+    with hold("cuda:1", 15) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline()
+        server.go_away()
+        server.begin()
+    assert holder.returncode == 0
+    with hold("cuda:1", 0) as holder:  # the slot was given back to a server that had known of it before
+        assert holder.wait(60) == 0
 
 
 def test_every_mask_is_finished_while_the_server_is_away_and_the_run_completes_once_it_is_back(
