@@ -13,6 +13,7 @@ from pydicom.uid import ExplicitVRLittleEndian
 from tests.conftest import random_image
 from tests.slide_files import write_dicom_slide
 from wsiseg.batch.discovery import Case, find_cases, is_case, part_of
+from wsiseg.batch.segment import segment_folder
 from wsiseg.errors import ManifestError, UnreadableSource, UsageError
 from wsiseg.sources import open_source
 
@@ -119,6 +120,10 @@ def test_a_link_that_leads_to_itself_or_to_nothing_is_a_case_that_says_so(tmp_pa
         with pytest.raises(UnreadableSource, match=f"{name} is a symbolic link that leads to no file"):
             open_source(tmp_path / name)
     assert found(tmp_path, out=tmp_path / "out") == {"gone": "gone.svs", "self": "self.svs"}
+    (tmp_path / "m.csv").write_text("case,path,patient,licence\nm,self.svs,p,MIT\n")
+    assert found(tmp_path / "m.csv", out=tmp_path / "out") == {"m": "self.svs"}
+    summary = segment_folder([tmp_path], tmp_path / "out")
+    assert [row.kind for row in summary.cases] == ["UnreadableSource", "UnreadableSource"]
 
 
 def test_patterns_files_and_manifests_are_taken_in_order(tmp_path: Path) -> None:

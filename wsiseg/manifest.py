@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -52,7 +53,8 @@ class Manifest(BaseModel):
         """Absolute path of a manifest entry. Raises ManifestError if it leaves the root."""
         root = self.root.resolve()
         try:
-            path = (root / relative).resolve()
+            # Unlike `resolve` this takes a link to itself: that is one case that fails, not the manifest.
+            path = Path(os.path.realpath(root / relative))
         except ValueError as err:
             raise ManifestError(f"path {relative!r} cannot be a path: {err}") from None
         if not path.is_relative_to(root):

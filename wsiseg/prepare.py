@@ -122,7 +122,7 @@ class Job:
 
 def open_job(request: Request) -> Job:
     """Open input, model and region. Raises WsisegError where one of them cannot be used."""
-    if request.store.resolve() == request.input.resolve():
+    if os.path.realpath(request.store) == os.path.realpath(request.input):
         raise UsageError(f"the result would replace its own input {request.input}; choose another --out")
     named = load_card(request.model) if request.model else None
     modalities = named.modalities if named else ()
