@@ -60,7 +60,7 @@ class Cluster:
     def finished(self, begun: int, *runs: str) -> Counter[str]:
         """The same of runs that were begun when the log was so long."""
         job = self.job
-        states = [wait_for_state(job.server, run, *ENDS, limit_s=150) for run in runs]
+        states = [wait_for_state(job.server, run, *ENDS, limit_s=300) for run in runs]
         assert states == ["Completed"] * len(runs), job.server.said()
         assert job.is_as_undisturbed(runs[0])
         said = job.server.log.read_bytes()[begun:].decode()
