@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pickle
+import struct
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -16,6 +18,12 @@ from wsiseg.models.card import sha256_of
 
 STATES = ("state_dict", "model_state_dict", "model")
 """Where training programs keep the tensors of a network."""
+
+# Of torch's unpickler, which stops at what is no tensor, and at instructions that make no sense.
+_NO_CHECKPOINT = (
+    pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError, AttributeError, TypeError,
+    AssertionError, ArithmeticError, MemoryError, struct.error,
+)  # fmt: skip
 
 
 def save_weights(network: nn.Module, path: Path) -> str:
@@ -93,8 +101,10 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
     if path.suffix == ".safetensors":
         return read_safetensors(path)
     try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, AttributeError):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's own, of pickles that it refuses next
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except _NO_CHECKPOINT:
         raise ModelError(
             f"{path} is not a checkpoint that loads without running code: it is damaged, no torch file, "
             "or holds more than tensors"
