@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import subprocess
+import os
 import sys
 import tempfile
 from pathlib import Path
@@ -28,13 +28,15 @@ def watch(name: str, seconds: int) -> None:
 
 
 def main() -> int:
-    """Each parser in a process of its own; the number of those in which something was found."""
-    seconds = int(sys.argv[1])
-    if len(sys.argv) > 2:
-        watch(sys.argv[2], seconds)
-    share = str(max(1, seconds // len(TARGETS)))
-    command = [sys.executable, "-m", "tests.fuzz_guided", share]
-    found = [name for name in TARGETS if subprocess.run([*command, name], check=False).returncode]
+    """Each parser in a process of its own, forked from this one; returns in how many something came out."""
+    share = max(1, int(sys.argv[1]) // len(TARGETS))
+    found = []
+    for name in TARGETS:
+        child = os.fork()
+        if child == 0:
+            watch(name, share)
+        if os.waitpid(child, 0)[1]:
+            found.append(name)
     sys.stderr.write(f"{len(TARGETS)} parsers, {share} s each: {', '.join(found) or 'nothing'} found\n")
     return len(found)
 
