@@ -19,7 +19,7 @@ PACKAGE = REPOSITORY / "wsiseg"
 LAYERS = [
     {"bounded", "errors", "geometry", "classes", "groups", "config", "progress"},
     {"windows", "tissue", "metrics", "manifest", "memory", "resample", "files", "surface", "reliability",
-     "tallies"},
+     "tallies", "objects", "s3", "copies"},
     {"sources", "preprocess", "plan", "claims", "ledger", "store", "ngff", "pyramid", "models", "graph",
      "annotations"},
     {"predict", "execute", "overlay", "export", "volume_scores", "orthogonal"},
@@ -57,6 +57,9 @@ ROOMS = {
     "SimpleITK": {"sources"},
     "matplotlib": {"overlay", "orthogonal", "training"},
     "jinja2": {"batch"},
+    "s3fs": {"s3"},
+    "aiohttp": {"s3"},
+    "botocore": {"s3"},
     "typer": {"cli"},
     "rich": {"bars", "cli", "display"},
     "prefect": {"prefect_plugin"},

@@ -15,7 +15,6 @@ import contextlib
 import logging
 import os
 import secrets
-import shutil
 import socket
 import threading
 import time
@@ -25,7 +24,8 @@ from typing import Any
 
 from wsiseg.bounded import parse_json
 from wsiseg.errors import CaseHeld, ClaimLost
-from wsiseg.files import to_json, writing
+from wsiseg.files import create, remove_tree, to_json, writing
+from wsiseg.objects import ObjectPath
 
 logger = logging.getLogger(__name__)
 
@@ -174,21 +174,30 @@ class Claim:
         while not self._released.wait(self.lease_s / BEATS):
             beat += 1
             try:
-                self.check()
-                # In place and only where it still is: a claim that another removed must not come back.
-                with self.path.open("r+b") as stream:
-                    stream.write(self.content(beat))
-                    stream.truncate()
+                self._renew(self.content(beat))
             except (ClaimLost, FileNotFoundError):
                 return  # whoever writes next is told
             except OSError as err:
                 logger.warning("%s: the claim cannot be renewed: %s", self.case, err)
 
+    def _renew(self, content: bytes) -> None:
+        """Write the claim anew, only where it still is: one that another removed must not come back."""
+        path = self.path
+        if isinstance(path, ObjectPath):
+            version = path.version()
+            self.check()
+            path.replace_version(content, version=version)
+            return
+        self.check()
+        with path.open("r+b") as stream:
+            stream.write(content)
+            stream.truncate()
+
 
 def _remove(folder: Path) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
-    with contextlib.suppress(OSError):  # other cases are in work
-        folder.parent.rmdir()
+    with contextlib.suppress(OSError):
+        remove_tree(folder)
+        folder.parent.rmdir()  # unless other cases are in work
 
 
 def forget_dead(out: Path, case: str) -> None:
@@ -226,8 +235,7 @@ def take(out: Path, case: str, *, after: int, lease_s: float = LEASE_S) -> Claim
     with writing(out):
         claim.path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with claim.path.open("xb") as stream:
-                stream.write(claim.content(0))
+            create(claim.path, claim.content(0))
         except (FileExistsError, FileNotFoundError):  # the latter: the folder went with its last holder
             raise CaseHeld(held) from None
     if seen is not None:

@@ -62,6 +62,10 @@ class SegmentConfig(BaseModel):
     lease_s: float = Field(
         60.0, ge=1, description="a process that gives no sign of life for so long has lost its case, s"
     )
+    cache: Path | None = Field(
+        None, description="folder for copies of inputs in object stores; None: in the user's cache folder"
+    )
+    cache_gb: float = Field(100.0, gt=0, description="what those copies may take, GB")
     tissue_margin_um: float = Field(50.0, ge=0, description="dilation of the tissue mask, µm")
 
 

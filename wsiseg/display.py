@@ -11,6 +11,7 @@ from rich.table import Column, Table
 from wsiseg.errors import IncompleteStore, MissingSpacing
 from wsiseg.metrics import Scores
 from wsiseg.models.card import RESEARCH_USE
+from wsiseg.objects import to_path
 from wsiseg.plan import plan_of
 from wsiseg.reliability import Calibration
 from wsiseg.report import DiagnosisReport, Report
@@ -30,7 +31,7 @@ def new_console() -> Console:
     return Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
 
 
-def describe(path: Path, *, mpp: float | None) -> dict[str, Any]:
+def describe(path: str | Path, *, mpp: float | None) -> dict[str, Any]:
     """Format, grid and levels of an input. Raises UnreadableSource."""
     problems = []
     try:
@@ -228,9 +229,10 @@ def print_demo(slide: Report, crop: Report, volume: Report) -> None:
     )
 
 
-def verify(store: Path) -> list[str]:
+def verify(store: str | Path) -> list[str]:
     """Sentences for what is not as it was written. Raises IncompleteStore."""
-    plan = plan_of(store)
+    path = to_path(store)
+    plan = plan_of(path)
     if plan is None:
-        raise IncompleteStore(f"{store} is not a wsiseg result: it has no ledger")
-    return CaseStore(store, plan).verify()
+        raise IncompleteStore(f"{path} is not a wsiseg result: it has no ledger")
+    return CaseStore(path, plan).verify()

@@ -10,6 +10,7 @@
     │   ├── IncompleteStore    not finished, or damaged
     │   ├── CaseHeld           another process works on it
     │   ├── ClaimLost          another process has taken it over
+    │   ├── ObjectStoreError   the object store, or the way to it, fails
     │   └── NoRoom             nothing more can be written where the results go
     ├── OutOfMemory            of the smallest plan too
     ├── AnnotationError        pathologists' marks
@@ -58,6 +59,13 @@ class CaseHeld(StoreError):
 
 class ClaimLost(StoreError):
     """Another process has taken this case over, and finishes it."""
+
+
+class ObjectStoreError(StoreError, OSError):
+    """An object store cannot be reached or used; an OSError too, whose number says whether it may pass."""
+
+    def __str__(self) -> str:
+        return str(self.strerror)
 
 
 class NoRoom(StoreError):

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 from typing import Any
 
-from wsiseg.errors import UsageError
+from wsiseg.errors import ObjectStoreError, UsageError, WsisegError
 from wsiseg.export.nifti import CONFIDENCE, DESCRIPTION, write_nifti
 from wsiseg.files import writing
+from wsiseg.objects import ObjectPath
 from wsiseg.prepare import Job, Request
 from wsiseg.sources.volume import VolumeSource
 from wsiseg.store import CaseStore
@@ -51,7 +53,7 @@ def check_out(request: Request) -> None:
         if request.store.exists():
             return  # what is finished can be read again from where nothing may be written
     except OSError as err:
-        raise UsageError(_no_folder(request.out, str(err.strerror))) from None
+        raise _refusal(request.out, err) from None
     check_folder(request.out)
 
 
@@ -61,11 +63,20 @@ def check_folder(out: Path) -> None:
     try:
         place = next(p for p in (out, *out.parents) if p.exists())
     except OSError as err:
-        raise UsageError(_no_folder(out, str(err.strerror))) from None
+        raise _refusal(out, err) from None
+    if isinstance(out, ObjectPath):
+        return  # whether something may be written there is seen when it is
     if not place.is_dir():
         raise UsageError(_no_folder(out, f"{place} is a file"))
     if not os.access(place, os.W_OK | os.X_OK):
         raise UsageError(_no_folder(out, f"{place} may not be written to"))
+
+
+def _refusal(out: Path, err: OSError) -> WsisegError:
+    """What to tell of a folder that cannot be used; what may pass is no mistake of the command."""
+    if isinstance(err, ObjectStoreError) and err.errno not in (errno.EACCES, errno.ENODEV):
+        return err
+    return UsageError(_no_folder(out, str(err.strerror)))
 
 
 def _no_folder(out: Path, why: str) -> str:

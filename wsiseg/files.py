@@ -7,15 +7,18 @@ import hashlib
 import json
 import os
 import shutil
+import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from wsiseg.errors import NoRoom, StoreError
+from wsiseg.errors import NoRoom, ObjectStoreError, StoreError
+from wsiseg.objects import ObjectPath
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 
@@ -25,6 +28,8 @@ def writing(path: Path) -> Iterator[None]:
     """Turns what a disk says into one sentence. Raises StoreError."""
     try:
         yield
+    except ObjectStoreError:
+        raise
     except OSError as err:
         reasons = {
             errno.ENOSPC: "the disk is full; make room and run the same command again, it continues",
@@ -43,20 +48,66 @@ RESERVE = 8 << 20
 
 
 def free_bytes(folder: Path) -> int:
-    """Room on the disk of a folder, which need not be there yet. Raises OSError."""
+    """Room on the disk of a folder, which need not be there yet; a bucket has no end. Raises OSError."""
+    if isinstance(folder, ObjectPath):
+        return sys.maxsize
     folder = folder.absolute()
     return shutil.disk_usage(next(p for p in (folder, *folder.parents) if p.exists())).free
 
 
 def write_whole(path: Path, data: bytes) -> None:
     """Write a small file so that it is there whole or not at all."""
+    if isinstance(path, ObjectPath):
+        path.write_bytes(data)
+        return
+    with whole(path) as stream:
+        stream.write(data)
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[IO[bytes]]:
+    """A stream to a file that appears when all is written."""
+    if isinstance(path, ObjectPath):
+        with tempfile.NamedTemporaryFile() as local:
+            yield local
+            local.flush()
+            path.upload(Path(local.name))
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as stream:
+    try:
+        with partial.open("wb") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def create(path: Path, data: bytes) -> None:
+    """Write a small file that is not there. Raises FileExistsError: of several, one gets through."""
+    if isinstance(path, ObjectPath):
+        path.create(data)
+        return
+    with path.open("xb") as stream:
         stream.write(data)
-        stream.flush()
-        os.fsync(stream.fileno())
-    partial.replace(path)
+
+
+def remove_tree(folder: Path) -> None:
+    """Remove a folder with all that is in it."""
+    if isinstance(folder, ObjectPath):
+        folder.remove_tree()
+    else:
+        shutil.rmtree(folder)
+
+
+def files_below(folder: Path) -> Iterator[tuple[Path, int]]:
+    """The files in a folder and those in it, each with its size."""
+    for file in folder.rglob("*"):
+        if file.is_file():
+            yield file, file.stat().st_size
 
 
 def to_json(data: Any) -> bytes:
@@ -73,7 +124,7 @@ def content_hash(array: NDArray[np.uint8]) -> str:
 
 def shown(path: Path | str) -> str:
     """A path as text that can be written: bytes of a name that are not UTF-8 as \\x and two digits."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
+    return os.fsencode(str(path)).decode("utf-8", "backslashreplace")
 
 
 def shortened(name: str, *, num_bytes: int) -> str:
@@ -112,12 +163,13 @@ def fingerprint(path: Path, *, files: Sequence[Path] = ()) -> dict[str, str]:
     """
     digest = hashlib.sha256()
     if path.is_dir():
-        members = sorted(p for p in path.rglob("*") if p.is_file())
+        members = sorted(files_below(path))
     else:
-        members = list(files) if len(files) > 1 else [*companions(path), path]
+        several = list(files) if len(files) > 1 else [*companions(path), path]
+        members = [(file, file.stat().st_size) for file in several]
     if path.is_dir() or len(members) > 1:
-        for file in members:
-            line = f"{file.relative_to(path.parent)}\0{file.stat().st_size}\n"
+        for file, num_bytes in members:
+            line = f"{file.relative_to(path.parent)}\0{num_bytes}\n"
             digest.update(line.encode("utf-8", "surrogateescape"))
         return {"fingerprint": digest.hexdigest()}
     size = path.stat().st_size

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import csv
 import io
-import os
+
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from wsiseg.bounded import LARGEST_TABLE, in_short, read_bounded, shown
 from wsiseg.errors import ManifestError
+from wsiseg.objects import resolved
 
 
 class CaseRow(BaseModel):
@@ -54,7 +55,7 @@ class Manifest(BaseModel):
         root = self.root.resolve()
         try:
             # Unlike `resolve` this takes a link to itself: that is one case that fails, not the manifest.
-            path = Path(os.path.realpath(root / relative))
+            path = resolved(root / relative)
         except ValueError as err:
             raise ManifestError(f"path {relative!r} cannot be a path: {err}") from None
         if not path.is_relative_to(root):

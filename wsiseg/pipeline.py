@@ -24,6 +24,7 @@ from wsiseg.exports import check_out, remove_stale
 from wsiseg.geometry import Region
 from wsiseg.memory import free_unused, keep_memory, memory_for, ran_out
 from wsiseg.models.foreign import in_short
+from wsiseg.objects import to_path
 from wsiseg.plan import StorePlan, plan_of
 from wsiseg.predict import NetworkPredictor, load_predictor, use_threads
 from wsiseg.prepare import (
@@ -35,6 +36,7 @@ from wsiseg.prepare import (
     plan_with_less,
     store_plan,
     wanted_regions,
+    with_copies,
 )
 from wsiseg.preprocess import CaseStats, fit
 from wsiseg.progress import Progress, no_progress
@@ -71,12 +73,12 @@ def segment(
     `options` are the fields of SegmentConfig; they override the file `config`. Raises WsisegError.
     """
     request = Request(
-        input=Path(input).absolute(),
-        out=Path(out),
+        input=to_path(input).absolute(),
+        out=to_path(out),
         config=make_config(options, file=Path(config) if config else None),
         model=model,
-        annotations=Path(annotations) if annotations else None,
-        region=Path(region) if region else None,
+        annotations=to_path(annotations) if annotations else None,
+        region=to_path(region) if region else None,
         overwrite=overwrite,
     )
     return segment_case(request, progress=progress)
@@ -94,6 +96,16 @@ def segment_case(
     check_out(request)
     keep_memory()
     watch = Stopwatch()
+    with ExitStack() as copies:
+        with watch.stage("open"):
+            request = with_copies(request, copies)
+        return _segment_copied(request, watch, progress=progress, free_after=free_after, less=less)
+
+
+def _segment_copied(
+    request: Request, watch: Stopwatch, *, progress: Progress, free_after: int | None, less: int
+) -> Report:
+    """Segment what lies where it can be read."""
     with watch.stage("open"), memory_for(f"while {request.input} was opened"):
         job = open_job(request)
     reasons = [KILLED] * less

@@ -6,7 +6,8 @@ import math
 import os
 import unicodedata
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,14 @@ import numpy as np
 from wsiseg.annotations import Labels, open_truth, polygon_region
 from wsiseg.annotations.geojson import PolygonLabels
 from wsiseg.config import SegmentConfig
+from wsiseg.copies import Cache
 from wsiseg.errors import NoRoom, OutOfMemory, UsageError
 from wsiseg.execution import choose_execution
 from wsiseg.files import RESERVE, fingerprint, free_bytes, shortened, shown, writing
 from wsiseg.geometry import Region
 from wsiseg.models.card import ModelCard
 from wsiseg.models.registry import DEFAULT_MODELS, load_card
+from wsiseg.objects import ObjectPath, resolved
 from wsiseg.plan import StorePlan
 from wsiseg.predict import execution_record, pick_device
 from wsiseg.progress import Progress, no_progress
@@ -38,7 +41,9 @@ CELL = 4
 """Voxels a side of the grid on which the box round a body is found."""
 RGB_SHARE, MASK_SHARE, CONFIDENCE_SHARE, PYRAMID = 0.85, 0.05, 0.7, 4 / 3
 """Bytes on disk per byte of pixels, on the safe side of what real slides gave, and for all levels."""
-_NOT_DECISIVE = {"readers", "device", "memory", "trust_code", "limit_s", "lease_s", "keep_identifiers"}
+_NOT_DECISIVE = {
+    "readers", "device", "memory", "trust_code", "limit_s", "lease_s", "cache", "cache_gb", "keep_identifiers",
+}  # fmt: skip
 
 
 SLAB_PX = 1 << 26
@@ -120,9 +125,20 @@ class Job:
         return self.card.background if self.config.tissue_filter and filtered else None
 
 
+def with_copies(request: Request, stack: ExitStack) -> Request:
+    """A request whose inputs are files: copies, until the stack ends, of those in an object store."""
+    cache = Cache.of(request.config)
+    inputs: dict[str, Any] = {
+        name: stack.enter_context(cache.copy(path))
+        for name in ("input", "annotations", "region")
+        if isinstance(path := getattr(request, name), ObjectPath)
+    }
+    return replace(request, name=request.case, **inputs) if inputs else request
+
+
 def open_job(request: Request) -> Job:
     """Open input, model and region. Raises WsisegError where one of them cannot be used."""
-    if os.path.realpath(request.store) == os.path.realpath(request.input):
+    if resolved(request.store) == resolved(request.input):
         raise UsageError(f"the result would replace its own input {request.input}; choose another --out")
     named = load_card(request.model) if request.model else None
     modalities = named.modalities if named else ()

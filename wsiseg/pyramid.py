@@ -14,7 +14,9 @@ from numpy.typing import NDArray
 from zarr.codecs import BloscCodec
 from zarr.errors import BaseZarrError
 
+from wsiseg.errors import ObjectStoreError
 from wsiseg.files import content_hash
+from wsiseg.objects import zarr_place
 from wsiseg.windows import slabs
 
 Array = NDArray[Any]
@@ -50,7 +52,7 @@ class Pyramid:
 
     def level(self, number: int = 0) -> zarr.Array[Any]:
         """The array of a level."""
-        return zarr.open_array(self.folder / str(number), mode="r+")
+        return zarr.open_array(zarr_place(self.folder / str(number)), mode="r+")
 
     def _at(self, rows: slice) -> tuple[slice, ...]:
         return (*(slice(None),) * (len(self.shape) - len(self.axes)), rows)
@@ -77,6 +79,8 @@ def holds(recorded: str, compute: Callable[[], str]) -> bool:
     """True if a hash is as recorded; False too where the data cannot even be decoded."""
     try:
         return compute() == recorded
+    except ObjectStoreError:  # says nothing of the data
+        raise
     except (OSError, ValueError, RuntimeError, BaseZarrError):
         return False
 
@@ -87,7 +91,7 @@ def create_array(
     """An empty array (*axes) or (c, *axes) with shards of `rows` rows (a multiple of `chunk`)."""
     channels = shape[: len(shape) - len(axes)]
     return zarr.create_array(
-        path,
+        zarr_place(path),
         shape=shape,
         chunks=(*channels, *(chunk,) * len(axes)),
         shards=(*channels, rows, *(CHUNKS_ACROSS * chunk,) * (len(axes) - 1)),
@@ -102,7 +106,7 @@ def create_array(
 def build_levels(folder: Path, *, axes: str, chunk: int, shrink: Callable[[Array], Array]) -> dict[str, str]:
     """Levels "1", "2", ... beside `folder`/0, each half the one before; their hashes by name."""
     hashes: dict[str, str] = {}
-    above = zarr.open_array(folder / "0", mode="r")
+    above = zarr.open_array(zarr_place(folder / "0"), mode="r")
     while max(above.shape[-len(axes) :]) > MIN_LEVEL_PX:
         name = str(len(hashes) + 1)
         lead = above.shape[: above.ndim - len(axes)]
@@ -121,7 +125,7 @@ def build_levels(folder: Path, *, axes: str, chunk: int, shrink: Callable[[Array
 
 def level_hash(path: Path, *, axes: str, chunk: int) -> str:
     """SHA-256 of the values of an array, read in rows of chunks."""
-    array = zarr.open_array(path, mode="r")
+    array = zarr.open_array(zarr_place(path), mode="r")
     lead = (slice(None),) * (array.ndim - len(axes))
     digest = hashlib.sha256(repr(array.shape).encode())
     for part in slabs(array.shape[len(lead)], rows=chunk):

@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, WrapValidator
 
 from wsiseg.classes import VOID, MaskClass
 from wsiseg.geometry import Geometry
 from wsiseg.metrics import Scores
 from wsiseg.models.card import RESEARCH_USE
+from wsiseg.objects import to_path
 from wsiseg.reliability import SURE, Calibration
 from wsiseg.volume_scores import VolumeScores
+
+
+def _placed(value: Any, usual: Callable[[Any], Path]) -> Path:
+    return to_path(value) if isinstance(value, str) and value.startswith("s3://") else usual(value)
+
+
+Place = Annotated[Path, WrapValidator(_placed)]
+"""Of a file or object."""
 
 
 class ClassArea(BaseModel):
@@ -66,8 +75,8 @@ class DiagnosisReport(BaseModel):
     windows: int
     mean: tuple[float, ...] = Field(description="of the probabilities of all windows")
     highest: tuple[float, ...] = Field(description="in any window")
-    table: Path = Field(description="CSV: one row a window, level-0 pixels")
-    picture: Path
+    table: Place = Field(description="CSV: one row a window, level-0 pixels")
+    picture: Place
 
 
 class ConfidenceReport(BaseModel):
@@ -77,8 +86,8 @@ class ConfidenceReport(BaseModel):
 
     pixels: int = Field(description="that a network decided, without the background")
     mean: float | None = Field(description="of these pixels, 0..1")
-    picture: Path
-    nifti: Path | None = Field(None, description="of a volume: the confidence on the input's own grid")
+    picture: Place
+    nifti: Place | None = Field(None, description="of a volume: the confidence on the input's own grid")
     calibration: Calibration | None = Field(None, description="confidence against the annotations, if given")
 
 
@@ -90,16 +99,16 @@ class Report(BaseModel):
     case: str
     status: Literal["segmented", "already complete"]
     notice: str = RESEARCH_USE
-    store: Path
-    overlay: Path
-    report: Path
+    store: Place
+    overlay: Place
+    report: Place
     input: dict[str, Any]
     model: dict[str, Any]
     execution: dict[str, Any]
     work: WorkReport
     settings: dict[str, Any]
     versions: dict[str, str]
-    nifti: Path | None = Field(None, description="of a volume: the mask on the input's own grid")
+    nifti: Place | None = Field(None, description="of a volume: the mask on the input's own grid")
     mask_shape: tuple[int, ...]
     tissue_share: float | None
     classes: tuple[ClassArea, ...]

@@ -21,7 +21,7 @@ from wsiseg.exports import (
     overlay_path,
     report_path,
 )
-from wsiseg.files import fingerprint, to_json, write_whole, writing
+from wsiseg.files import files_below, fingerprint, to_json, write_whole, writing
 from wsiseg.models.card import ModelCard
 from wsiseg.pictures import draw_case, draw_diagnosis
 from wsiseg.plan import StorePlan
@@ -206,7 +206,7 @@ def _work(entries: Sequence[dict[str, Any]]) -> WorkReport:
 
 
 def _size(folder: Path) -> int:
-    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    return sum(num_bytes for _, num_bytes in files_below(folder))
 
 
 def _remarks(job: Job, store: CaseStore, void: VoidReport) -> tuple[str, ...]:

@@ -12,6 +12,8 @@ import numpy as np
 from wsiseg.annotations import Labels, label_volume, open_truth
 from wsiseg.annotations.labels import IndexLabels, check_size, decoded, open_index_image
 from wsiseg.classes import VOID, MaskClass
+from wsiseg.config import SegmentConfig
+from wsiseg.copies import Cache
 from wsiseg.errors import AnnotationError
 from wsiseg.files import to_json, write_whole, writing
 from wsiseg.geometry import Geometry, Region
@@ -19,6 +21,7 @@ from wsiseg.groups import ClassGroup
 from wsiseg.metrics import ConfusionMatrix, Scores, score
 from wsiseg.models.card import ModelCard
 from wsiseg.models.registry import DEFAULT_MODELS, load_card
+from wsiseg.objects import to_path
 from wsiseg.prepare import Job
 from wsiseg.reliability import SURE, Calibration, Reliability
 from wsiseg.sources.base import Array
@@ -143,7 +146,17 @@ def evaluate(
     Groups of classes are those of `model`. With `out` the scores are also written there as JSON.
     Raises WsisegError.
     """
-    path, truth = Path(prediction), Path(truth)
+    cache = Cache.of(SegmentConfig())
+    with cache.copy(to_path(prediction)) as path, cache.copy(to_path(truth)) as marks:
+        made = _scores(path, marks, model)
+    if out is not None:
+        target = to_path(out)
+        with writing(target):
+            write_whole(target, to_json(made.model_dump(mode="json")))
+    return made
+
+
+def _scores(path: Path, truth: Path, model: str | Path | None) -> Evaluation:
     if not path.exists():
         raise AnnotationError(f"no such prediction: {path}")
     if path.is_dir():
@@ -152,11 +165,7 @@ def evaluate(
         given = _of_file(path, model)
     marks = open_truth(truth, geometry=given.geometry, classes=given.classes, native=given.native)
     check_size(marks.shape, geometry=given.geometry, name=str(truth))
-    made = given.against(marks)
-    if out is not None:
-        with writing(Path(out)):
-            write_whole(Path(out), to_json(made.model_dump(mode="json")))
-    return made
+    return given.against(marks)
 
 
 def _of_store(store: CaseStore, card: ModelCard | None) -> Prediction:

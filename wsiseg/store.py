@@ -16,7 +16,6 @@ a slab is a row of whole shards, so no shard is ever written in two pieces.
 from __future__ import annotations
 
 import dataclasses
-import shutil
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -27,10 +26,11 @@ import zarr
 from numpy.typing import NDArray
 
 from wsiseg.errors import ConfigMismatch, IncompleteStore, StoreError
-from wsiseg.files import writing
+from wsiseg.files import remove_tree, writing
 from wsiseg.geometry import Geometry
 from wsiseg.ledger import Guard, Ledger, unguarded
 from wsiseg.ngff import image_metadata, label_group_metadata, label_metadata
+from wsiseg.objects import to_path, zarr_place
 from wsiseg.plan import StorePlan, difference, plan_of, with_defaults
 from wsiseg.pyramid import Pyramid, holds, level_hash, mean, mean_of_decided, pick
 from wsiseg.tallies import confidence_sums, value_counts
@@ -176,7 +176,7 @@ class CaseStore:
     def _create(self) -> None:
         plan = self.plan
         (self.path / "ledger").mkdir(parents=True)
-        root = zarr.create_group(self.path)
+        root = zarr.create_group(zarr_place(self.path))
         labels = root.create_group("labels")
         labels.attrs["ome"] = label_group_metadata([LABEL])
         labels.create_group(LABEL)
@@ -233,7 +233,8 @@ class CaseStore:
                 self._describe(pyramid, levels=1 + len(made))
             for name, values in (maps or {}).items():
                 names = ("c", *plan.axes)
-                zarr.create_array(self.path / name, data=values, dimension_names=names, overwrite=True)
+                place = zarr_place(self.path / name)
+                zarr.create_array(place, data=values, dimension_names=names, overwrite=True)
                 hashes[name] = level_hash(self.path / name, axes=plan.axes, chunk=plan.chunk)
         self.ledger.record("complete.json", {"levels": hashes, **record})
 
@@ -246,7 +247,7 @@ class CaseStore:
         plan = self.plan
         names = [str(n) for n in range(levels)]
         place: dict[str, Any] = {"axes": plan.axes, "spacing": plan.spacing, "unit": plan.unit}
-        group = zarr.open_group(pyramid.folder, mode="r+")
+        group = zarr.open_group(zarr_place(pyramid.folder), mode="r+")
         if pyramid is self._image:
             place["spacing"] = plan.image_spacing
             group.attrs["ome"] = image_metadata(name=plan.case, paths=names, channels=True, **place)
@@ -255,7 +256,7 @@ class CaseStore:
         else:
             group.attrs["ome"] = label_metadata(name=LABEL, levels=levels, classes=plan.classes, **place)
             if self._image is None:
-                root = zarr.open_group(self.path, mode="r+")
+                root = zarr.open_group(zarr_place(self.path), mode="r+")
                 paths = [self._name(pyramid, name) for name in names]
                 root.attrs["ome"] = image_metadata(name=plan.case, paths=paths, channels=False, **place)
 
@@ -308,8 +309,8 @@ def discard(path: Path) -> None:
     (ledger / "plan.json").unlink(missing_ok=True)  # first: nothing that is left is taken for begun
     for entry in path.iterdir():
         if entry.is_dir() and entry != ledger and not entry.is_symlink():
-            shutil.rmtree(entry)
-    shutil.rmtree(path)
+            remove_tree(entry)
+    remove_tree(path)
 
 
 def _entry_name(slab: Slab) -> str:
@@ -318,4 +319,4 @@ def _entry_name(slab: Slab) -> str:
 
 def open_store(path: str | Path) -> CaseStore:
     """A finished result: its `mask()`, `image()`, `geometry` and `plan`. Raises IncompleteStore."""
-    return CaseStore.open_complete(Path(path))
+    return CaseStore.open_complete(to_path(path))

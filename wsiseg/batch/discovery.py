@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import glob
-import os
+
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -11,6 +11,7 @@ from pathlib import Path
 
 from wsiseg.errors import SourceError, UsageError
 from wsiseg.manifest import read_manifest
+from wsiseg.objects import ObjectPath, resolved, to_path
 from wsiseg.prepare import SUFFIX, case_name
 from wsiseg.sources import image_files
 from wsiseg.sources.nifti import MODALITIES, find_modalities
@@ -70,7 +71,7 @@ def find_cases(inputs: Sequence[str | Path], *, out: Path, annotations: Path | N
     cases: list[Case] = []
     others = 0
     for given in inputs:
-        path = Path(given)
+        path = to_path(given)
         if path.suffix.lower() == ".csv" and path.is_file():
             cases += _of_manifest(path)
         elif path.is_dir() and not is_case(path):
@@ -80,7 +81,14 @@ def find_cases(inputs: Sequence[str | Path], *, out: Path, annotations: Path | N
         elif path.exists() or not glob.has_magic(str(given)):
             cases.append(Case(case_name(path), path))
         else:
-            matching = sorted(Path(p) for p in glob.glob(str(given), recursive=True))  # noqa: PTH207
+            matching = (
+                path.matching()
+                if isinstance(path, ObjectPath)
+                else sorted(
+                    Path(p)
+                    for p in glob.glob(str(given), recursive=True)  # noqa: PTH207
+                )
+            )
             cases += [Case(case_name(p), p) for p in matching]
     if not cases:
         shown = ", ".join(map(str, inputs))
@@ -127,14 +135,14 @@ def _of_manifest(path: Path) -> Iterator[Case]:
 
 def _of_folder(root: Path, *, skip: Sequence[Path]) -> Iterator[Case | None]:
     """Cases below a folder in the order of their names, None for each file that is none."""
-    ignored = {os.path.realpath(path) for path in skip}
+    ignored = {resolved(path) for path in skip}
 
     def search(folder: Path) -> Iterator[Case | None]:
         entries = sorted(folder.iterdir(), key=lambda p: p.name)
         slides = {p.stem for p in entries if p.suffix.lower() in COMPANIONS}
         for entry in entries:
             # Unlike `resolve` this takes a link to itself, too.
-            if entry.name.startswith(".") or os.path.realpath(entry) in ignored:
+            if entry.name.startswith(".") or resolved(entry) in ignored:
                 continue
             name = entry.relative_to(root).parent / case_name(entry)
             if entry.is_dir():

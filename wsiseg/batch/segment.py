@@ -16,6 +16,7 @@ from wsiseg.config import make_config, read_mapping
 from wsiseg.errors import StoreError
 from wsiseg.exports import check_folder
 from wsiseg.models.registry import load_card
+from wsiseg.objects import to_path
 from wsiseg.progress import Progress, no_progress
 
 logger = logging.getLogger(__name__)
@@ -61,7 +62,7 @@ def open_folder(
     image is stored unless they, or the file `config`, ask for one. Raises UsageError, ModelError,
     ManifestError for a command that cannot be carried out.
     """
-    out = Path(out)
+    out = to_path(out)
     file = Path(config) if config else None
     if options.get("image") is None and not (file and "image" in read_mapping(file)):
         options["image"] = "none"
@@ -69,7 +70,7 @@ def open_folder(
     if model is not None:
         load_card(model)
     check_folder(out)
-    found = find_cases(inputs, out=out, annotations=Path(annotations) if annotations else None)
+    found = find_cases(inputs, out=out, annotations=to_path(annotations) if annotations else None)
     batch = Batch(
         cases=part_of(found.cases, part) if part else found.cases,
         out=out,

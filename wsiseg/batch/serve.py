@@ -10,7 +10,6 @@ import queue
 import sys
 import threading
 from dataclasses import asdict
-from pathlib import Path
 from typing import BinaryIO
 
 from wsiseg.batch.workers import Answer, Job
@@ -36,6 +35,7 @@ def serve(jobs: BinaryIO, answers: BinaryIO) -> None:
 def work_on(job: Job) -> Answer:
     """Segment a case in this process."""
     from wsiseg.config import make_config
+    from wsiseg.objects import to_path
     from wsiseg.pipeline import segment_case
     from wsiseg.prepare import Request
 
@@ -43,11 +43,11 @@ def work_on(job: Job) -> Answer:
     model = options.pop("model", None)
     try:
         request = Request(
-            input=Path(job.input).absolute(),
-            out=Path(job.out),
+            input=to_path(job.input).absolute(),
+            out=to_path(job.out),
             config=make_config(options),
             model=model,
-            annotations=Path(job.annotations) if job.annotations else None,
+            annotations=to_path(job.annotations) if job.annotations else None,
             overwrite=job.overwrite,
             name=job.case,
         )

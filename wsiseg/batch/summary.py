@@ -120,13 +120,13 @@ class Overview:
         return known[1]
 
 
-def _stamp(path: Path) -> tuple[int, int] | None:
+def _stamp(path: Path) -> tuple[int, int, int] | None:
     """What changes when a file does."""
     try:
         found = path.stat()
     except OSError:
         return None
-    return found.st_mtime_ns, found.st_size
+    return found.st_ino, found.st_mtime_ns, found.st_size
 
 
 def row_of(case: Case, found: Report | Failure | None, *, out: Path) -> Row:

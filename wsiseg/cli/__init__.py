@@ -49,7 +49,7 @@ class StoredImage(StrEnum):
 
 
 @app.command()
-def info(input: Path, mpp: float | None = None, json: JsonFlag = False) -> None:
+def info(input: str, mpp: float | None = None, json: JsonFlag = False) -> None:
     """What the file is: format, size, spacing, levels, problems."""
     found = display.describe(input, mpp=mpp)
     print_json(found) if json else display.print_description(found)
@@ -58,14 +58,14 @@ def info(input: Path, mpp: float | None = None, json: JsonFlag = False) -> None:
 @app.command()
 def segment(
     inputs: Annotated[
-        list[Path], typer.Argument(metavar="INPUT...", help="Slides, volumes, folders, patterns, manifests.")
+        list[str], typer.Argument(metavar="INPUT...", help="Slides, volumes, folders, patterns, manifests.")
     ],
-    out: Annotated[Path, typer.Option(help="Folder for masks, reports and pictures.")],
+    out: Annotated[str, typer.Option(help="Folder for masks, reports and pictures.")],
     model: Annotated[str | None, typer.Option(help="Name of a shipped model, or path of a card.")] = None,
     annotations: Annotated[
-        Path | None, typer.Option(help="Truth to score against; of many inputs a folder, paired by name.")
+        str | None, typer.Option(help="Truth to score against; of many inputs a folder, paired by name.")
     ] = None,
-    region: Annotated[Path | None, typer.Option(help="GeoJSON: segment inside its polygons only.")] = None,
+    region: Annotated[str | None, typer.Option(help="GeoJSON: segment inside its polygons only.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")] = None,
     mpp: Annotated[float | None, typer.Option(help="Level-0 pixel size in µm; overrides the file's.")] = None,
     executor: Annotated[ExecutorName | None, typer.Option(help="One exact pass, or windows.")] = None,
@@ -130,9 +130,9 @@ def segment(
 
 @app.command()
 def evaluate(
-    prediction: Annotated[Path, typer.Option(help="A result (.ome.zarr), or class indices.")],
-    truth: Annotated[Path, typer.Option(help="Class indices (image, volume, OME-Zarr labels) or GeoJSON.")],
-    out: Annotated[Path | None, typer.Option(help="Also write the scores there, as JSON.")] = None,
+    prediction: Annotated[str, typer.Option(help="A result (.ome.zarr), or class indices.")],
+    truth: Annotated[str, typer.Option(help="Class indices (image, volume, OME-Zarr labels) or GeoJSON.")],
+    out: Annotated[str | None, typer.Option(help="Also write the scores there, as JSON.")] = None,
     model: Annotated[str | None, typer.Option(help="Whose classes a plain image has.")] = None,
     json: JsonFlag = False,
 ) -> None:
@@ -142,7 +142,7 @@ def evaluate(
 
 
 @app.command()
-def verify(store: Path, json: JsonFlag = False) -> None:
+def verify(store: str, json: JsonFlag = False) -> None:
     """Recompute the hashes of what was written."""
     problems = display.verify(store)
     if json:

@@ -14,12 +14,13 @@ from wsiseg import display
 from wsiseg.bars import show_progress
 from wsiseg.cli.common import COMMAND_ERRORS, print_json
 from wsiseg.errors import UsageError, WsisegError
+from wsiseg.objects import to_path
 
 if TYPE_CHECKING:
     from wsiseg.batch.summary import Summary
 
 
-def is_batch(inputs: Sequence[Path]) -> bool:
+def is_batch(inputs: Sequence[str]) -> bool:
     """True where an input stands for cases that have to be found: a folder, a pattern, a manifest."""
     from wsiseg.batch.discovery import is_case
 
@@ -27,15 +28,15 @@ def is_batch(inputs: Sequence[Path]) -> bool:
         (path.is_dir() and not is_case(path))
         or (path.suffix.lower() == ".csv" and path.is_file())
         or (not path.exists() and any(sign in str(path) for sign in "*?["))
-        for path in inputs
+        for path in map(to_path, inputs)
     )
 
 
-def segment_each(inputs: Sequence[Path], out: Path, model: str | None, *, json: bool, **options: Any) -> bool:
+def segment_each(inputs: Sequence[str], out: str, model: str | None, *, json: bool, **options: Any) -> bool:
     """Segment inputs one after the other in this process; True where one failed."""
     from wsiseg.prepare import case_name
 
-    names = [case_name(p) for p in inputs]
+    names = [case_name(to_path(p)) for p in inputs]
     twice = next((n for n in names if names.count(n) > 1), None)
     if twice is not None:
         raise UsageError(f"two inputs have the case name {twice!r}; their results would be the same files")
@@ -59,9 +60,7 @@ def segment_each(inputs: Sequence[Path], out: Path, model: str | None, *, json: 
     return bool(failures)
 
 
-def segment_batch(
-    inputs: Sequence[Path], out: Path, model: str | None, *, json: bool, **options: Any
-) -> bool:
+def segment_batch(inputs: Sequence[str], out: str, model: str | None, *, json: bool, **options: Any) -> bool:
     """Segment the cases of folders, patterns and manifests; True where one is not finished."""
     from wsiseg.batch.segment import segment_folder
 
@@ -70,7 +69,7 @@ def segment_batch(
     if json:
         print_json(summary.model_dump(mode="json"))
     else:
-        print_summary(summary, out)
+        print_summary(summary, to_path(out))
     return summary.finished < len(summary.cases)
 
 

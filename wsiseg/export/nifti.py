@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsiseg.errors import StoreError
-from wsiseg.files import writing
+from wsiseg.files import whole, writing
 from wsiseg.models.card import RESEARCH_USE
 from wsiseg.sources.native import Native
 from wsiseg.windows import slabs
@@ -61,19 +60,10 @@ def _pieces(labels_zyx: Any, native: Native) -> Iterator[NDArray[np.uint8]]:
 @contextmanager
 def _whole(path: Path) -> Iterator[IO[bytes]]:
     """A stream to a file that appears when all is written, compressed if its name says so."""
-    partial = path.with_name(path.name + ".partial")
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with partial.open("wb") as file:
-                if path.name.lower().endswith(".gz"):
-                    # Neither name nor time of day: the same mask gives the same bytes.
-                    with gzip.GzipFile("", "wb", _GZIP_LEVEL, file, mtime=0) as stream:
-                        yield cast("IO[bytes]", stream)
-                else:
-                    yield file
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
+    with writing(path), whole(path) as file:
+        if path.name.lower().endswith(".gz"):
+            # Neither name nor time of day: the same mask gives the same bytes.
+            with gzip.GzipFile("", "wb", _GZIP_LEVEL, file, mtime=0) as stream:
+                yield cast("IO[bytes]", stream)
+        else:
+            yield file

@@ -8,8 +8,11 @@ from pathlib import Path
 import openslide
 
 from wsiseg.bounded import in_short
+from wsiseg.config import SegmentConfig
+from wsiseg.copies import Cache
 from wsiseg.errors import SourceError, UnreadableSource
 from wsiseg.files import shown
+from wsiseg.objects import to_path
 from wsiseg.sources.base import Source, known_spacing
 from wsiseg.sources.omezarr import open_multiscale
 from wsiseg.sources.picture import SUFFIXES as PICTURE_SUFFIXES
@@ -34,7 +37,7 @@ def open_source(
     channels of a volume that is a folder with a file for each. Raises UnreadableSource for what is
     missing, broken or of no known format, MissingSpacing where the pixel size is unknown.
     """
-    path = Path(path)
+    path = Cache.of(SegmentConfig()).keep(to_path(path))
     _check_name(path)
     if not path.exists():
         leads = f"{path} is a symbolic link that leads to no file; mend or remove it"
@@ -82,7 +85,7 @@ def _check_name(path: Path) -> None:
         str(path).encode()
     except UnicodeEncodeError:
         raise UnreadableSource(f"{shown(path)} has a name that is not UTF-8; rename it") from None
-    if len(os.fsencode(path)) >= LONGEST_PATH or any(len(os.fsencode(p)) > LONGEST_NAME for p in path.parts):
+    if len(str(path).encode()) >= LONGEST_PATH or any(len(p.encode()) > LONGEST_NAME for p in path.parts):
         raise UnreadableSource(f"{in_short(path)} is longer than a path can be; shorten it")
 
 

@@ -11,8 +11,9 @@ import zarr
 from zarr.errors import BaseZarrError
 
 from wsiseg.bounded import LARGEST_RECORD, in_short, shown
-from wsiseg.errors import MissingSpacing, SourceError, UnreadableSource
+from wsiseg.errors import MissingSpacing, ObjectStoreError, SourceError, UnreadableSource
 from wsiseg.geometry import Geometry, Region, Unit
+from wsiseg.objects import zarr_place
 from wsiseg.sources.base import (
     MOST_LEVELS,
     WHITE,
@@ -68,6 +69,8 @@ class ZarrLevel:
         placed = inside_part(region, self.geometry)
         try:
             pixels = Pixels(self._values(placed), everywhere(placed))
+        except ObjectStoreError:  # says nothing of the pixels
+            raise
         except _DECODE_ERRORS:
             tile = self._arrays[0].chunks[-len(placed) :]
             pixels = tile_by_tile(
@@ -78,6 +81,8 @@ class ZarrLevel:
     def _values_or_none(self, region: Region) -> Array | None:
         try:
             return self._values(region)
+        except ObjectStoreError:
+            raise
         except _DECODE_ERRORS:
             return None
 
@@ -95,7 +100,9 @@ def open_group(path: Path) -> tuple[zarr.Group, Mapping[str, Any]]:
         if file.is_file() and file.stat().st_size > LARGEST_RECORD:
             raise UnreadableSource(f"{file} has {file.stat().st_size} bytes, which no description needs")
     try:
-        group = zarr.open_group(path, mode="r")
+        group = zarr.open_group(zarr_place(path), mode="r")
+    except ObjectStoreError:
+        raise
     except (BaseZarrError, OSError, ValueError, TypeError, KeyError, AttributeError) as err:
         raise UnreadableSource(f"{path} cannot be opened as OME-Zarr: {in_short(err)}") from None
     except RecursionError:
