@@ -11,13 +11,15 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from moto.s3.responses import S3Response
 from moto.server import ThreadedMotoServer
 
 import wsiseg
 from tests.cases import SMALL
-from tests.conftest import REPOSITORY
+from tests.conftest import REPOSITORY, random_image
+from tests.slide_files import write_dicom_slide
 from wsiseg import copies
 from wsiseg.batch.discovery import find_cases
 from wsiseg.batch.segment import segment_folder
@@ -110,8 +112,9 @@ def test_a_slide_in_and_out_gives_the_bytes_of_a_local_run(
     assert Report.model_validate_json(written) == report
     assert "not-a-secret-but-kept" not in written
     assert verify(str(report.store)) == []
-    assert wsiseg.open_store(str(report.store)).mask()[:].tolist() == (
-        wsiseg.open_store(segmented.store).mask()[:].tolist()
+    np.testing.assert_array_equal(
+        np.asarray(wsiseg.open_store(str(report.store)).mask()[:]),
+        np.asarray(wsiseg.open_store(segmented.store).mask()[:]),
     )
     again = wsiseg.segment(text, f"{bucket}/results", "breast-tissue3", **SMALL)
     assert again.status == "already complete"
@@ -120,8 +123,37 @@ def test_a_slide_in_and_out_gives_the_bytes_of_a_local_run(
     assert json.loads((bucket / "scores.json").read_bytes())["mean_iou"] == 1.0
 
 
+def test_a_shard_is_written_once_as_one_object(
+    bucket: ObjectPath, slide: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[str] = []
+    call = Objects._call_s3
+
+    async def counted(self: Objects, method: str, *args: object, **more: object) -> object:
+        if method in ("put_object", "create_multipart_upload"):
+            written.append(str(more["Key"]))
+        return await call(self, method, *args, **more)
+
+    monkeypatch.setattr(Objects, "_call_s3", counted)
+    wsiseg.segment(slide, str(bucket / "out"), "breast-tissue3", **SMALL)
+    shards = [key for key in written if "/labels/tissue/0/c/" in key]
+    assert len(shards) > 1
+    assert sorted(shards) == sorted(set(shards))
+
+
+def test_what_object_stores_need_is_loaded_only_for_them() -> None:
+    code = (
+        "import sys, wsiseg.cli, wsiseg.pipeline, wsiseg.batch.segment\n"
+        "print({'s3fs', 'aiohttp', 'botocore', 'fsspec'} & set(sys.modules))"
+    )
+    run = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert "s3fs" not in run.stdout
+    assert "botocore" not in run.stdout
+
+
 def test_of_many_that_take_a_case_at_once_one_gets_it(bucket: ObjectPath) -> None:
-    start, got = threading.Barrier(6), []
+    start = threading.Barrier(6)
+    got: list[Claim | None] = []
 
     def one() -> None:
         start.wait()
@@ -185,6 +217,18 @@ def test_a_folder_a_pattern_and_a_manifest_are_found(bucket: ObjectPath, slide: 
     (bucket / "in" / "m.csv").write_bytes(f"{header}one,../x.tif,p,CC0-1.0\n".encode())
     with pytest.raises(ManifestError, match="leaves the manifest's root folder s3://"):
         find_cases([f"{bucket}/in/m.csv"], out=bucket / "out")
+
+
+def test_the_files_of_a_dicom_slide_among_others_are_one_case(bucket: ObjectPath, tmp_path: Path) -> None:
+    image = random_image((80, 96))
+    write_dicom_slide(tmp_path / "2.dcm", image)
+    write_dicom_slide(tmp_path / "3.dcm", image[:, ::2, ::2], downsample=2.0)
+    for name in ("2.dcm", "3.dcm"):
+        put(tmp_path / name, bucket / "in" / name)
+    (bucket / "in" / "notes.txt").write_bytes(b"no slide")
+    found = find_cases([f"{bucket}/in"], out=bucket / "out")
+    assert [str(case.path) for case in found.cases] == [f"{bucket}/in/2.dcm"]
+    assert wsiseg.open_source(f"{bucket}/in/2.dcm").geometry.shape == (80, 96)
 
 
 @pytest.mark.slow

@@ -9,6 +9,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from wsiseg.config import SegmentConfig
+from wsiseg.copies import Cache
 from wsiseg.errors import SourceError, UsageError
 from wsiseg.manifest import read_manifest
 from wsiseg.objects import ObjectPath, resolved, to_path
@@ -173,11 +175,13 @@ def is_result(folder: Path) -> bool:
 
 def _is_first(path: Path) -> bool:
     """False of a DICOM file whose slide is named by another file of it already."""
+    if path.suffix.lower() not in DICOM:
+        return True
     try:
-        files = image_files(path) if path.suffix.lower() in DICOM else []
+        with Cache.of(SegmentConfig()).copy(path) as local:
+            return local == min(image_files(local))
     except SourceError:
         return True  # it says what is wrong when it is opened
-    return not files or path == min(files)
 
 
 def _is_companion(path: Path, slides: set[str]) -> bool:
