@@ -42,7 +42,8 @@ CELL = 4
 RGB_SHARE, MASK_SHARE, CONFIDENCE_SHARE, PYRAMID = 0.85, 0.05, 0.7, 4 / 3
 """Bytes on disk per byte of pixels, on the safe side of what real slides gave, and for all levels."""
 _NOT_DECISIVE = {
-    "readers", "device", "memory", "trust_code", "limit_s", "lease_s", "cache", "cache_gb", "keep_identifiers",
+    "readers", "device", "memory", "trust_code", "limit_s", "lease_s", "cache", "cache_gb",
+    "keep_identifiers",
 }  # fmt: skip
 
 

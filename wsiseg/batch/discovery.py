@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import glob
-
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
