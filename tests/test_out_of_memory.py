@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -31,6 +29,7 @@ from wsiseg.batch.serve import work_on
 from wsiseg.batch.workers import Answer, Job, Worker
 from wsiseg.config import SegmentConfig
 from wsiseg.errors import ConfigMismatch, OutOfMemory
+from wsiseg.files import remove_tree
 from wsiseg.memory import ran_out
 from wsiseg.plan import plan_of
 from wsiseg.predict import NetworkPredictor, Outputs
@@ -233,26 +232,26 @@ def test_what_a_kill_leaves_of_a_discarded_store_is_begun_anew(
 ) -> None:
     request = Request(slide, tmp_path, SegmentConfig(**_config()), model="breast-tissue3")
     expected = mask_of(pipeline.segment_case(Request(slide, tmp_path / "x", request.config, request.model)))
-    original, budget = shutil.rmtree, 0
+    budget = 0
 
-    def rmtree(path: Path, **given: Any) -> None:
+    def counted(folder: Path) -> None:
         nonlocal budget
         budget -= 1
         if budget < 0:
             raise Interrupted
-        original(path, **given)
+        remove_tree(folder)
 
     for count in range(2):  # of folders that are gone when it is killed
         with pytest.raises(Interrupted):
             pipeline.segment_case(request, progress=stop_after(2))
         budget = count
         with monkeypatch.context() as patch:
-            patch.setattr(store, "shutil", SimpleNamespace(rmtree=rmtree))
+            patch.setattr(store, "remove_tree", counted)
             with pytest.raises(Interrupted):
                 pipeline.segment_case(request, less=1)
         assert (tmp_path / "scene.ome.zarr").exists()
         np.testing.assert_array_equal(mask_of(pipeline.segment_case(request)), expected)
-        original(tmp_path / "scene.ome.zarr")
+        remove_tree(tmp_path / "scene.ome.zarr")
 
 
 def _config() -> dict[str, Any]:
