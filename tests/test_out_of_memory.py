@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +102,7 @@ def test_a_lack_of_memory_is_told_from_other_errors() -> None:
     assert ran_out(torch.OutOfMemoryError(FULL))
     assert ran_out(RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"))
     assert ran_out(RuntimeError("could not create a primitive"))
+    assert ran_out(RuntimeError("can't start new thread"))
     assert not ran_out(RuntimeError("shapes cannot be multiplied"))
     assert not ran_out(ValueError("out of memory"))
 
@@ -248,7 +252,7 @@ def test_what_a_kill_leaves_of_a_discarded_store_is_begun_anew(
         with monkeypatch.context() as patch:
             patch.setattr(store, "remove_tree", counted)
             with pytest.raises(Interrupted):
-                pipeline.segment_case(request, less=1)
+                pipeline.segment_case(request, left=["killed"])
         assert (tmp_path / "scene.ome.zarr").exists()
         np.testing.assert_array_equal(mask_of(pipeline.segment_case(request)), expected)
         remove_tree(tmp_path / "scene.ome.zarr")
@@ -287,7 +291,7 @@ def test_a_case_whose_process_was_killed_for_memory_is_given_out_with_less(
 
     seen = fits(4)
     run_batch(batch, runner=lambda: Scripted(answer))
-    assert [job.less for job in jobs] == [0, 1, 2]
+    assert [job.left for job in jobs] == [(), (killed.error,), (killed.error,) * 2]
     found = read_outcome(tmp_path, "scene")
     assert isinstance(found, Failure)
     assert (found.kind, found.attempts) == ("OutOfMemory", 3)
@@ -298,12 +302,37 @@ def test_a_case_whose_process_was_killed_for_memory_is_given_out_with_less(
 
 
 @pytest.mark.usefixtures("no_pause")
+def test_a_case_whose_memory_ran_out_is_begun_again_in_a_process_of_its_own(
+    slide: Path, tmp_path: Path, fits: Callable[..., list[int]]
+) -> None:
+    options = SegmentConfig(**_config()).model_dump(mode="json") | {"model": "breast-tissue3"}
+    events: list[Any] = []
+
+    class Recorded(Scripted):
+        def stop(self) -> None:
+            events.append("stopped")
+
+    def answer(job: Job) -> Answer:
+        made = work_on(Job(**json.loads(json.dumps(asdict(job)))))
+        events.append((job.left, made.kind))
+        return made
+
+    seen = fits(1, lucky=1)
+    run_batch(Batch([Case("scene", slide)], tmp_path, options), runner=lambda: Recorded(answer))
+    assert events == [((), "MemoryRanOut"), "stopped", ((FULL,), ""), "stopped"]
+    found = read_outcome(tmp_path, "scene")
+    assert isinstance(found, Report)
+    assert [(one["batch"], one["why"]) for one in found.execution["attempts"]] == [(4, FULL)]
+    assert seen.count(4) == 1
+
+
+@pytest.mark.usefixtures("no_pause")
 def test_a_case_that_is_killed_again_and_again_is_given_up(tmp_path: Path) -> None:
     worker = Scripted(lambda _: Answer("failed", "its process was killed", "KilledForMemory"))
     (tmp_path / "a.ome.zarr" / "ledger").mkdir(parents=True)
     (tmp_path / "a.ome.zarr" / "ledger" / "plan.json").write_text("damaged")
     run_batch(Batch([Case("a", Path("a.svs"))], tmp_path), runner=lambda: worker)
-    assert [job.less for job in worker.jobs] == list(range(9))
+    assert [len(job.left) for job in worker.jobs] == list(range(9))
     found = read_outcome(tmp_path, "a")
     assert isinstance(found, Failure)
     assert (found.attempts, found.tried) == (9, ())
@@ -328,6 +357,27 @@ def test_the_machines_own_count_tells_who_was_killed_for_memory(
     assert "signal 9" in answer.error
 
 
+@pytest.mark.parametrize(("limit", "kind"), [("--as=64000000000", "KilledForMemory"), ("", "WorkerDied")])
+@pytest.mark.parametrize("number", [signal.SIGABRT, signal.SIGSEGV])
+def test_a_crash_is_a_lack_of_memory_where_a_process_may_take_only_so_much(
+    limit: str, kind: str, number: int
+) -> None:
+    code = f"""
+import subprocess, sys
+from wsiseg.batch.workers import Job, Worker
+worker = Worker()
+worker._process = subprocess.Popen(
+    [sys.executable, "-c", "import os; input(); os.kill(os.getpid(), {int(number)})"],
+    stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+)
+answer = worker.run(Job("a", "a.svs", "out", {{}}))
+print(answer.kind, "signal {int(number)}" in answer.error)
+"""
+    command = [*(["prlimit", limit] if limit else []), sys.executable, "-c", code]
+    said = subprocess.check_output(command, text=True, env={**os.environ, "PYTHONPATH": str(REPOSITORY)})
+    assert said.split() == [kind, "True"]
+
+
 PROBE = """
 import resource, torch, wsiseg.pipeline
 print(int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize())
@@ -337,7 +387,7 @@ print(int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize())
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_processes_that_may_take_little_memory_end_with_the_mask_that_others_make(tmp_path: Path) -> None:
-    make_slide(tmp_path / "in" / "wide.tif", height=512, width=10_000)
+    make_slide(tmp_path / "in" / "wide.tif", height=512, width=20_000)
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     used = int(subprocess.check_output([sys.executable, "-c", PROBE], env=environment))
     (tmp_path / "c.toml").write_text("threads = 1\nreaders = 1\ntissue_filter = false\nmemory = 4000\n")
@@ -353,7 +403,7 @@ def test_processes_that_may_take_little_memory_end_with_the_mask_that_others_mak
         assert isinstance(found, Report)
         return found
 
-    narrow, wide = limited("narrow", 500), limited("wide", 20_000)
+    narrow, wide = limited("narrow", 850), limited("wide", 20_000)
     assert "attempts" not in wide.execution
     assert narrow.execution["attempts"][0]["band"] == wide.execution["band"] == 128
     assert narrow.remarks[-1].startswith("memory ran out with bands of 128 rows on cpu (")

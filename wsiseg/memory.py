@@ -9,6 +9,7 @@ import math
 import mmap
 import os
 import platform
+import resource
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -86,6 +87,7 @@ _RAN_OUT = (
     "Failed to allocate memory",  # ONNX Runtime's
     "bad allocation",
     "bad_alloc",
+    "can't start new thread",  # there is none without a stack
 )
 
 
@@ -113,6 +115,12 @@ def free_unused() -> None:
     torch.cuda.empty_cache()  # does nothing where no GPU is in use
     if platform.libc_ver()[0] == "glibc":
         ctypes.CDLL(ctypes.util.find_library("c")).malloc_trim(0)
+
+
+def memory_is_limited() -> bool:
+    """True where this process and those it starts may take only so much memory (`ulimit -v`, `-d`)."""
+    limits = (resource.getrlimit(which)[0] for which in (resource.RLIMIT_AS, resource.RLIMIT_DATA))
+    return any(limit != resource.RLIM_INFINITY for limit in limits)
 
 
 def processes_killed() -> int | None:

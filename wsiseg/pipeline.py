@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import math
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -53,7 +54,6 @@ logger = logging.getLogger(__name__)
 
 FINISHED_PX = 1 << 24
 """Pixels of a mask that are finished at a time: more than a slab of most slides has."""
-KILLED = "its process was killed when the memory of the machine ran out"
 
 
 def segment(
@@ -85,13 +85,19 @@ def segment(
 
 
 def segment_case(
-    request: Request, *, progress: Progress = no_progress, free_after: int | None = None, less: int = 0
+    request: Request,
+    *,
+    progress: Progress = no_progress,
+    free_after: int | None = None,
+    left: Sequence[str] = (),
+    again: bool = True,
 ) -> Report:
     """Segment what a request names; `free_after` is what the caller has seen of the claims of others.
 
-    Where memory runs out the case is begun again under a plan that needs less; `less` is how many plans
-    the caller has seen to be left. Raises CaseHeld where another process works on the case, OutOfMemory
-    where nothing smaller is left to try, and other WsisegErrors.
+    Where memory runs out the case is begun again under a plan that needs less, unless `again` is False:
+    then what the library raised goes to the caller. `left` is why plans were left before this call, in
+    order. Raises CaseHeld where another process works on the case, OutOfMemory where nothing smaller is
+    left to try, and other WsisegErrors.
     """
     check_out(request)
     keep_memory()
@@ -99,16 +105,20 @@ def segment_case(
     with ExitStack() as copies:
         with watch.stage("open"):
             request = with_copies(request, copies)
-        return _segment_copied(request, watch, progress=progress, free_after=free_after, less=less)
+        return _segment_copied(request, watch, progress, free_after, left, again)
 
 
 def _segment_copied(
-    request: Request, watch: Stopwatch, *, progress: Progress, free_after: int | None, less: int
+    request: Request,
+    watch: Stopwatch,
+    progress: Progress,
+    free_after: int | None,
+    left: Sequence[str],
+    again: bool,
 ) -> Report:
     """Segment what lies where it can be read."""
     with watch.stage("open"), memory_for(f"while {request.input} was opened"):
         job = open_job(request)
-    reasons = [KILLED] * less
     while True:
         recorded = None if request.overwrite else plan_of(request.store)
         plan = store_plan(job, recorded)
@@ -117,14 +127,14 @@ def _segment_copied(
             forget_dead(request.out, request.case)
             with memory_for(f"while the report of {request.case} was made"):
                 return finished_report(job, CaseStore.create_or_resume(request.store, plan), watch)
-        for why in reasons[len(plan.attempts) :]:
+        for why in left[len(plan.attempts) :]:
             plan = plan_with_less(job, plan, why=why)
         try:
             return _carry_out(job, plan, recorded, free_after, watch, progress)
         except (MemoryError, RuntimeError) as err:
-            if not ran_out(err):
+            if not again or not ran_out(err):
                 raise
-            reasons = [*(attempt["why"] for attempt in plan.attempts), in_short(err)]
+            left = [*(attempt["why"] for attempt in plan.attempts), in_short(err)]
         logger.warning("%s: memory ran out with %s", request.case, in_words(plan.execution))
         free_unused()
         free_after = None

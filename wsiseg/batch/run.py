@@ -31,9 +31,11 @@ ATTEMPTS = 3
 PAUSE_S = 2.0
 """Before another attempt, and between two looks at cases that others hold."""
 NOT_OURS = ("CaseHeld", "ClaimLost")
-MOST = {"WorkerDied": ATTEMPTS, "KilledForMemory": 9, "OutOfMemory": 2}
-"""Attempts by kind of a failure: after a kill each has a smaller plan, until none is left; a process that
-has tried them all keeps memory that a new one does not need."""
+LESS_HELPS = ("KilledForMemory", "MemoryRanOut")
+OF_MEMORY = (*LESS_HELPS, "OutOfMemory")
+MOST = {"WorkerDied": ATTEMPTS, "KilledForMemory": 9, "MemoryRanOut": 9, "OutOfMemory": 2}
+"""Attempts by kind of a failure: where memory ran out each has a smaller plan, until none is left, and
+a process of its own: what is left of an attempt may be in the way of the next."""
 
 
 class Runner(Protocol):
@@ -125,11 +127,11 @@ def attempts(
     A failure is written beside where the result would be. Raises NoRoom, StoreError.
     """
     out = batch.out / case.folder
-    less = 0
+    left: tuple[str, ...] = ()
     for attempt in count(1):
         job = job_of(
             case, out=batch.out, options=batch.options, overwrite=batch.overwrite and attempt == 1,
-            free_after=epoch, less=less,
+            free_after=epoch, left=left,
         )  # fmt: skip
         answer = runner.run(job, limit_s=batch.limit_s)
         if answer.status != "failed":
@@ -142,11 +144,12 @@ def attempts(
         logger.warning("%s: %s", case.name, answer.error)
         if attempt >= MOST.get(answer.kind, ATTEMPTS if answer.may_pass else 1):
             break
-        if answer.kind == "OutOfMemory":
+        if answer.kind in OF_MEMORY:
             runner.stop()
-        if answer.kind == "KilledForMemory":
+        if answer.kind in LESS_HELPS:
             plan = begun(out, case)
-            less = max(less, len(plan.attempts) if plan else 0) + 1
+            before = tuple(one["why"] for one in plan.attempts) if plan else ()
+            left = (*max(left, before, key=len), answer.error)
         time.sleep(PAUSE_S)
         if stopped():
             return answer

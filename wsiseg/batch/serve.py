@@ -35,6 +35,8 @@ def serve(jobs: BinaryIO, answers: BinaryIO) -> None:
 def work_on(job: Job) -> Answer:
     """Segment a case in this process."""
     from wsiseg.config import make_config
+    from wsiseg.memory import ran_out
+    from wsiseg.models.foreign import in_short
     from wsiseg.objects import to_path
     from wsiseg.pipeline import segment_case
     from wsiseg.prepare import Request
@@ -51,9 +53,13 @@ def work_on(job: Job) -> Answer:
             overwrite=job.overwrite,
             name=job.case,
         )
-        report = segment_case(request, free_after=job.free_after, less=job.less)
+        report = segment_case(request, free_after=job.free_after, left=job.left, again=False)
     except WsisegError as err:
         return Answer("failed", str(err), type(err).__name__, may_pass=may_pass(err))
+    except (MemoryError, RuntimeError) as err:
+        if not ran_out(err):
+            raise
+        return Answer("failed", in_short(err), "MemoryRanOut")
     return Answer(report.status)
 
 
@@ -75,4 +81,8 @@ if __name__ == "__main__":
     # What libraries print must not be taken for an answer.
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-    serve(sys.stdin.buffer, answers)
+    try:
+        serve(sys.stdin.buffer, answers)
+    except BaseException:
+        logging.exception("a mistake of the program")
+        os._exit(1)  # not the usual way, on which Python aborts because of the thread that listens

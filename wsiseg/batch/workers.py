@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from wsiseg.batch.discovery import VOXELS_STATED, Case
-from wsiseg.memory import processes_killed
+from wsiseg.memory import memory_is_limited, processes_killed
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,8 @@ class Job:
     overwrite: bool = False
     free_after: int | None = None
     """The epoch of the case's last claim, which the caller has seen to be a dead one's."""
-    less: int = 0
-    """Plans that were left because memory ran out with them."""
+    left: tuple[str, ...] = ()
+    """Why plans were left because memory ran out with them, in order."""
 
 
 @dataclass(frozen=True)
@@ -144,4 +144,7 @@ class Worker:
             said = "its process was killed (signal 9), as systems do where memory runs out"
             return Answer("failed", said, "KilledForMemory")
         how = f"signal {-status}" if status < 0 else f"status {status}"
+        if -status in (signal.SIGABRT, signal.SIGSEGV) and memory_is_limited():
+            said = f"its process ended with {how}, as libraries do where a process may not take more memory"
+            return Answer("failed", said, "KilledForMemory")
         return Answer("failed", f"its process ended with {how}", "WorkerDied")
