@@ -19,7 +19,7 @@ demo: .venv/installed  ## the whole job on the shipped samples, into demo/
 	$(BIN)/python -m flows.demo demo
 
 test: .venv/installed  ## every test that the Python environment alone can run
-	$(BIN)/pytest -m "not cluster" --durations=5
+	$(BIN)/pytest -m "not cluster" --numprocesses logical --maxprocesses 4 --dist loadfile --durations=10
 
 test-system: .venv/installed  ## what needs packages of the system, which it installs: a server on PostgreSQL, Dask
 	flows/cluster/postgres.sh install
