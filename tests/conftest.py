@@ -29,7 +29,8 @@ from wsiseg.models.card import (
     write_card,
 )
 from wsiseg.models.importing import import_checkpoint
-from wsiseg.models.registry import DEFAULT_MODELS, NETWORKS, build_network
+from wsiseg.models.registry import NETWORKS, build_network
+from wsiseg.models.zoo import DEFAULT_MODELS
 from wsiseg.predict import Outputs
 from wsiseg.report import Report
 from wsiseg.sources.array import ArraySource

@@ -16,7 +16,7 @@ from wsiseg.execution import (
     choose_execution,
 )
 from wsiseg.models.card import ModelCard
-from wsiseg.models.registry import load_card
+from wsiseg.models.zoo import load_card
 
 CPU = torch.device("cpu")
 SLIDE_SHAPE = (30000, 20000)

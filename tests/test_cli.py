@@ -19,7 +19,7 @@ from wsiseg.cli import main
 from wsiseg.config import SegmentConfig
 from wsiseg.errors import UsageError
 from wsiseg.exports import check_out
-from wsiseg.models.registry import ZOO
+from wsiseg.models.zoo import ZOO
 from wsiseg.prepare import Request
 
 CROPS = REPOSITORY / "wsiseg" / "samples" / "ynet-breast8"

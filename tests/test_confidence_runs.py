@@ -26,7 +26,7 @@ from tests.test_mask_resampling import enlarged, one_pass_scores
 from tests.test_volumes import PLAIN, affine_of, edited, write_volume
 from wsiseg.classes import VOID
 from wsiseg.errors import ConfigMismatch
-from wsiseg.models.registry import ZOO
+from wsiseg.models.zoo import ZOO
 from wsiseg.report import Report
 from wsiseg.sources.base import Pixels
 from wsiseg.tissue import TissueMask

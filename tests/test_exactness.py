@@ -15,7 +15,7 @@ from tests.conftest import SLIDE
 from tests.executors import memory_for_band
 from wsiseg.execute.streaming import padded
 from wsiseg.execute.windowed import balanced_core
-from wsiseg.models.registry import load_card
+from wsiseg.models.zoo import load_card
 from wsiseg.predict import load_predictor
 from wsiseg.report import Report
 

@@ -24,7 +24,8 @@ from wsiseg.execution import (
     window_plan,
 )
 from wsiseg.models.card import ModelCard, NetworkSpec
-from wsiseg.models.registry import load_card, load_network
+from wsiseg.models.registry import load_network
+from wsiseg.models.zoo import load_card
 from wsiseg.predict import NetworkPredictor
 
 pytestmark = pytest.mark.usefixtures("fixed_memory")

@@ -25,7 +25,7 @@ from tests.executors import (
 from tests.test_cli import CROP, NAME, Ran, assert_one_sentence
 from wsiseg.errors import ConfigMismatch
 from wsiseg.geometry import Region
-from wsiseg.models.registry import load_card
+from wsiseg.models.zoo import load_card
 from wsiseg.report import Report
 from wsiseg.sources import tiff
 from wsiseg.sources.base import Pixels

@@ -20,7 +20,7 @@ from tests.slide_files import write_dicom_slide
 from wsiseg.batch.segment import segment_folder
 from wsiseg.cli import main
 from wsiseg.errors import UnreadableSource
-from wsiseg.prepare import LONGEST_CASE, case_name
+from wsiseg.names import LONGEST_CASE, case_name
 from wsiseg.sources import open_source
 
 COMPOSED = "Größe é"

@@ -20,8 +20,9 @@ from tests.cases import mask_of, write_tiff
 from wsiseg.errors import ModelError
 from wsiseg.models.card import ModelCard
 from wsiseg.models.importing import import_checkpoint
-from wsiseg.models.registry import build_network, load_card, load_network
+from wsiseg.models.registry import build_network, load_network
 from wsiseg.models.weights import save_weights
+from wsiseg.models.zoo import load_card
 
 UNET: dict[str, Any] = {
     "spatial_dims": 2, "in_channels": 3, "out_channels": 4, "channels": [8, 16], "strides": [2],

@@ -23,8 +23,8 @@ from wsiseg.errors import AnnotationError, IncompleteStore, ManifestError, Usage
 from wsiseg.ledger import Ledger
 from wsiseg.manifest import read_manifest
 from wsiseg.models.card import read_card, write_card
+from wsiseg.names import case_name
 from wsiseg.plan import StorePlan, plan_of
-from wsiseg.prepare import case_name
 from wsiseg.training.run import read_run
 
 DEEP = b"[" * 1_000_000

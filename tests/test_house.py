@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +21,8 @@ PACKAGE = REPOSITORY / "wsiseg"
 
 LAYERS = [
     {"bounded", "errors", "geometry", "classes", "groups", "config", "progress"},
-    {"windows", "tissue", "metrics", "manifest", "memory", "resample", "files", "surface", "reliability",
-     "tallies", "objects", "s3", "copies"},
+    {"windows", "tissue", "metrics", "manifest", "memory", "names", "resample", "files", "surface",
+     "reliability", "tallies", "objects", "s3", "copies"},
     {"sources", "preprocess", "plan", "claims", "ledger", "store", "ngff", "pyramid", "models", "graph",
      "annotations"},
     {"predict", "execute", "overlay", "export", "volume_scores", "orthogonal"},
@@ -165,6 +168,7 @@ def test_what_stands_outside_uses_public_names_only() -> None:
         "wsiseg.models.facts",
         "wsiseg.models.importing",
         "wsiseg.models.registry",
+        "wsiseg.models.zoo",
         "wsiseg.preprocess",
         "wsiseg.training.calibration",
         "wsiseg.training.cases",
@@ -181,6 +185,12 @@ def test_what_stands_outside_uses_public_names_only() -> None:
             used = {name for name in imports(path) if name.split(".")[0] == "wsiseg"}
             more = quality if path.parent.name == "quality" else own.get(path.name, set())
             assert used <= allowed | more, path
+
+
+def test_the_process_that_gives_out_the_cases_of_a_batch_does_not_wait_for_torch() -> None:
+    code = "import sys, wsiseg.batch.segment; print('torch' in sys.modules)"
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    assert subprocess.check_output([sys.executable, "-c", code], text=True, env=environment) == "False\n"
 
 
 def test_the_public_names_are_these() -> None:

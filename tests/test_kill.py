@@ -20,7 +20,7 @@ import pytest
 from tests.conftest import REPOSITORY, espnet3d_card
 from tests.executors import BAND, PLAIN, SLAB, TALL, memory_for_band, tall_slide
 from tests.test_volumes import write_volume
-from wsiseg.models.registry import load_card
+from wsiseg.models.zoo import load_card
 
 pytestmark = pytest.mark.slow
 

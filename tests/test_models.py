@@ -13,8 +13,9 @@ from wsiseg.errors import ModelError
 from wsiseg.models.card import read_card
 from wsiseg.models.importing import import_checkpoint
 from wsiseg.models.originals import recognise
-from wsiseg.models.registry import ZOO, load_card, load_network, zoo_names
+from wsiseg.models.registry import load_network
 from wsiseg.models.weights import read_checkpoint
+from wsiseg.models.zoo import ZOO, load_card, zoo_names
 
 ESPNET = "weights/espnet_p_2_q_3.pth"
 

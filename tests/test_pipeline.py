@@ -155,7 +155,7 @@ def test_a_region_segments_inside_its_polygons_only(slide: Path, segmented: Repo
 
 
 def test_a_model_without_a_background_class_segments_everything(slide: Path, tmp_path: Path) -> None:
-    from wsiseg.models.registry import ZOO
+    from wsiseg.models.zoo import ZOO
 
     card = json.loads((ZOO / "demo-breast8.json").read_text()) | {"background": None}
     (tmp_path / "all.json").write_text(json.dumps(card))

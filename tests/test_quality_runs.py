@@ -23,7 +23,8 @@ from benchmarks.quality.results import CaseValues, Result
 from benchmarks.quality.shipping import ship
 from benchmarks.quality.training import Meter, Place, measure
 from wsiseg.errors import ConfigMismatch, UsageError
-from wsiseg.models.registry import load_card, load_network
+from wsiseg.models.registry import load_network
+from wsiseg.models.zoo import load_card
 from wsiseg.training.run import read_run
 from wsiseg.training.sections import CardText
 

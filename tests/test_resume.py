@@ -89,7 +89,7 @@ def _threads() -> int:
 
 
 def test_case_statistics_are_kept_in_the_ledger_and_used_again(slide: Path, tmp_path: Path) -> None:
-    from wsiseg.models.registry import ZOO
+    from wsiseg.models.zoo import ZOO
 
     card = json.loads((ZOO / "demo-breast8.json").read_text())
     card["preprocessing"]["statistics"] = "case"
@@ -106,7 +106,7 @@ def test_case_statistics_are_kept_in_the_ledger_and_used_again(slide: Path, tmp_
 
 def test_overwriting_with_a_model_that_cannot_be_used_leaves_the_result(slide: Path, tmp_path: Path) -> None:
     from wsiseg.errors import ModelError
-    from wsiseg.models.registry import ZOO
+    from wsiseg.models.zoo import ZOO
 
     report = wsiseg.segment(slide, tmp_path, **SMALL)
     card = json.loads((ZOO / "demo-breast8.json").read_text()) | {"sha256": "0" * 64}

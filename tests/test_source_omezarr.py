@@ -14,6 +14,7 @@ import zarr
 from tests.conftest import random_image
 from tests.images import Rgb, around, assert_reads
 from wsiseg.errors import MissingSpacing, SourceError, UnreadableSource
+from wsiseg.files import remove_tree
 from wsiseg.geometry import Geometry
 from wsiseg.ngff import image_metadata
 from wsiseg.sources import open_source
@@ -160,6 +161,17 @@ def test_metadata_that_make_no_sense_are_the_files_fault(tmp_path: Path, changes
     path = write_zarr(tmp_path / "s", [random_image((8, 9))])
     change_ome(path, **changes)
     with pytest.raises(SourceError):  # what is said depends on the mistake
+        open_source(path)
+
+
+def test_a_level_or_an_entry_that_is_missing_is_named(tmp_path: Path) -> None:
+    image = random_image((40, 40), seed=1)
+    path = write_zarr(tmp_path / "slide.zarr", [image, image[:, ::2, ::2]])
+    remove_tree(path / "1")
+    with pytest.raises(UnreadableSource, match="has no level '1', which its metadata name; copy all its"):
+        open_source(path)
+    change_ome(path, datasets=[{}])
+    with pytest.raises(UnreadableSource, match="has multiscales metadata without 'path'"):
         open_source(path)
 
 

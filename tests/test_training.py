@@ -24,7 +24,8 @@ from wsiseg.cli import main
 from wsiseg.errors import ConfigMismatch, ManifestError, StoreError
 from wsiseg.manifest import read_manifest
 from wsiseg.metrics import ConfusionMatrix, score
-from wsiseg.models.registry import ZOO, load_card, load_network
+from wsiseg.models.registry import load_network
+from wsiseg.models.zoo import ZOO, load_card
 from wsiseg.predict import load_predictor
 from wsiseg.training import loop
 from wsiseg.training.cases import open_cases

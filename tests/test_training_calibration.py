@@ -18,7 +18,8 @@ from tests.training_data import pictures, volumes
 from wsiseg.cli import main
 from wsiseg.errors import ManifestError, ModelError
 from wsiseg.models.card import ModelCard, read_card, write_card
-from wsiseg.models.registry import load_card, load_network
+from wsiseg.models.registry import load_network
+from wsiseg.models.zoo import load_card
 from wsiseg.predict import NetworkPredictor
 from wsiseg.training.calibration import (
     HIGHEST,

@@ -15,7 +15,8 @@ from tests.conftest import SLIDE
 from tests.training_data import pictures, volumes
 from wsiseg.errors import ManifestError, ModelError
 from wsiseg.geometry import region_shape
-from wsiseg.models.registry import build_network, load_card, load_network
+from wsiseg.models.registry import build_network, load_network
+from wsiseg.models.zoo import load_card
 from wsiseg.training import cases as cases_module
 from wsiseg.training.augment.histology import to_rgb, to_stains
 from wsiseg.training.cases import open_cases

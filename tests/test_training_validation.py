@@ -11,7 +11,8 @@ import torch
 import wsiseg
 from tests.training_data import pictures, volumes
 from wsiseg.metrics import ConfusionMatrix
-from wsiseg.models.registry import load_card, load_network
+from wsiseg.models.registry import load_network
+from wsiseg.models.zoo import load_card
 from wsiseg.training.cases import open_cases
 from wsiseg.training.loop import train
 from wsiseg.training.validation import confusion_on, masks, windows_of

@@ -23,7 +23,8 @@ from wsiseg.execution import window_plan
 from wsiseg.models.card import ModelCard, WindowSpec
 from wsiseg.models.facts import network_facts
 from wsiseg.models.importing import import_checkpoint, window_spec
-from wsiseg.models.registry import NETWORKS, build_network, load_card, load_network
+from wsiseg.models.registry import NETWORKS, build_network, load_network
+from wsiseg.models.zoo import load_card
 from wsiseg.predict import NetworkPredictor
 from wsiseg.preprocess import apply
 from wsiseg.report import Report

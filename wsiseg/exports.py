@@ -5,15 +5,17 @@ from __future__ import annotations
 import errno
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from wsiseg.errors import ObjectStoreError, UsageError, WsisegError
 from wsiseg.export.nifti import CONFIDENCE, DESCRIPTION, write_nifti
 from wsiseg.files import writing
 from wsiseg.objects import ObjectPath
-from wsiseg.prepare import Job, Request
 from wsiseg.sources.volume import VolumeSource
-from wsiseg.store import CaseStore
+
+if TYPE_CHECKING:
+    from wsiseg.prepare import Job, Request
+    from wsiseg.store import CaseStore
 
 STALE = (
     "report.json",

@@ -9,7 +9,6 @@ import math
 import mmap
 import os
 import platform
-import resource
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -115,19 +114,3 @@ def free_unused() -> None:
     torch.cuda.empty_cache()  # does nothing where no GPU is in use
     if platform.libc_ver()[0] == "glibc":
         ctypes.CDLL(ctypes.util.find_library("c")).malloc_trim(0)
-
-
-def memory_is_limited() -> bool:
-    """True where this process and those it starts may take only so much memory (`ulimit -v`, `-d`)."""
-    limits = (resource.getrlimit(which)[0] for which in (resource.RLIMIT_AS, resource.RLIMIT_DATA))
-    return any(limit != resource.RLIM_INFINITY for limit in limits)
-
-
-def processes_killed() -> int | None:
-    """How many processes this machine has killed for memory since it was started; None: it does not say."""
-    counters = Path("/proc/vmstat")
-    try:
-        lines = (line.split() for line in counters.read_text().splitlines())
-        return next((int(line[1]) for line in lines if line[0] == "oom_kill"), None)
-    except OSError:
-        return None

@@ -18,7 +18,8 @@ from wsiseg.models.averaging import OverViews
 from wsiseg.models.card import ModelCard
 from wsiseg.models.inference import for_inference
 from wsiseg.models.layers import LINEAR
-from wsiseg.models.registry import load_card, load_network
+from wsiseg.models.registry import load_network
+from wsiseg.models.zoo import load_card
 from wsiseg.preprocess import CaseStats, apply
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import unicodedata
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -19,10 +18,11 @@ from wsiseg.config import SegmentConfig
 from wsiseg.copies import Cache
 from wsiseg.errors import NoRoom, OutOfMemory, UsageError
 from wsiseg.execution import choose_execution
-from wsiseg.files import RESERVE, fingerprint, free_bytes, shortened, shown, writing
+from wsiseg.files import RESERVE, fingerprint, free_bytes, writing
 from wsiseg.geometry import Region
 from wsiseg.models.card import ModelCard
-from wsiseg.models.registry import DEFAULT_MODELS, load_card
+from wsiseg.models.zoo import DEFAULT_MODELS, load_card
+from wsiseg.names import SUFFIX, case_name
 from wsiseg.objects import ObjectPath, resolved
 from wsiseg.plan import StorePlan
 from wsiseg.predict import execution_record, pick_device
@@ -34,7 +34,6 @@ from wsiseg.sources.volume import VolumeSource
 from wsiseg.tissue import TissueMask, tissue_mask
 from wsiseg.windows import WindowPlan
 
-SUFFIX = ".ome.zarr"
 COARSE_READ_PX = 2048
 """Side of the pieces in which an image is read for its tissue mask or its picture."""
 CELL = 4
@@ -51,24 +50,6 @@ SLAB_PX = 1 << 26
 """Of a slab by default, unless a row of chunks has more: a few copies are in memory while it is written."""
 CHUNKS = {2: 512, 3: 64}
 """Side of a stored chunk of the mask, by number of axes."""
-
-
-LONGEST_CASE = 220
-"""Bytes: file systems take 255, and the longest of the names beside a store add 26."""
-
-
-def case_name(path: Path) -> str:
-    """Name of the case of an input: its name without the suffix, as composed Unicode (NFC).
-
-    Of a name that is too long for the files of a result the end is replaced by its hash.
-    """
-    name = unicodedata.normalize("NFC", shown(path.name))
-    ending = next((s for s in (SUFFIX, ".nii.gz") if name.endswith(s)), path.suffix)
-    if path.is_dir() and ending not in (SUFFIX, ".zarr"):
-        ending = ""  # folders of DICOM files are often named by a UID
-    stem = name.removesuffix(ending)
-    # Of "...svs" would be left what means a folder; results are removed by their names.
-    return shortened(name if stem in ("", ".", "..") else stem, num_bytes=LONGEST_CASE)
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from wsiseg.geometry import Geometry, Region
 from wsiseg.groups import ClassGroup
 from wsiseg.metrics import ConfusionMatrix, Scores, score
 from wsiseg.models.card import ModelCard
-from wsiseg.models.registry import DEFAULT_MODELS, load_card
+from wsiseg.models.zoo import DEFAULT_MODELS, load_card
 from wsiseg.objects import to_path
 from wsiseg.prepare import Job
 from wsiseg.reliability import SURE, Calibration, Reliability

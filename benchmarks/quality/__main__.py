@@ -20,7 +20,7 @@ from benchmarks.quality.page import write_page
 from benchmarks.quality.prepare import SHARED
 from benchmarks.quality.shipping import ship
 from benchmarks.quality.training import Place, measure
-from wsiseg.models.registry import ZOO
+from wsiseg.models.zoo import ZOO
 
 
 def options(arguments: list[str] | None = None) -> argparse.Namespace:

@@ -12,8 +12,8 @@ from wsiseg.config import SegmentConfig
 from wsiseg.copies import Cache
 from wsiseg.errors import SourceError, UsageError
 from wsiseg.manifest import read_manifest
+from wsiseg.names import SUFFIX, case_name
 from wsiseg.objects import ObjectPath, resolved, to_path
-from wsiseg.prepare import SUFFIX, case_name
 from wsiseg.sources import image_files
 from wsiseg.sources.nifti import MODALITIES, find_modalities
 from wsiseg.sources.volumes import is_dicom

@@ -19,8 +19,8 @@ from wsiseg.batch.workers import Answer, Job, Worker, job_of
 from wsiseg.claims import LEASE_S, Watch
 from wsiseg.errors import IncompleteStore, NoRoom, StoreError
 from wsiseg.files import RESERVE, free_bytes, shown, write_whole, writing
+from wsiseg.names import SUFFIX
 from wsiseg.plan import StorePlan, plan_of
-from wsiseg.prepare import SUFFIX
 from wsiseg.progress import Progress, no_progress
 from wsiseg.smaller import tried
 

@@ -15,7 +15,7 @@ from wsiseg.batch.summary import Overview, Summary, write_summary
 from wsiseg.config import make_config, read_mapping
 from wsiseg.errors import StoreError
 from wsiseg.exports import check_folder
-from wsiseg.models.registry import load_card
+from wsiseg.models.zoo import load_card
 from wsiseg.objects import to_path
 from wsiseg.progress import Progress, no_progress
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import selectors
 import signal
 import subprocess
@@ -18,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 from wsiseg.batch.discovery import VOXELS_STATED, Case
-from wsiseg.memory import memory_is_limited, processes_killed
 
 
 @dataclass(frozen=True)
@@ -148,3 +148,19 @@ class Worker:
             said = f"its process ended with {how}, as libraries do where a process may not take more memory"
             return Answer("failed", said, "KilledForMemory")
         return Answer("failed", f"its process ended with {how}", "WorkerDied")
+
+
+def memory_is_limited() -> bool:
+    """True where this process and those it starts may take only so much memory (`ulimit -v`, `-d`)."""
+    limits = (resource.getrlimit(which)[0] for which in (resource.RLIMIT_AS, resource.RLIMIT_DATA))
+    return any(limit != resource.RLIM_INFINITY for limit in limits)
+
+
+def processes_killed() -> int | None:
+    """How many processes this machine has killed for memory since it was started; None: it does not say."""
+    counters = Path("/proc/vmstat")
+    try:
+        lines = (line.split() for line in counters.read_text().splitlines())
+        return next((int(line[1]) for line in lines if line[0] == "oom_kill"), None)
+    except OSError:
+        return None

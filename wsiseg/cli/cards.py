@@ -10,7 +10,7 @@ from rich.table import Table
 from wsiseg.display import new_console
 from wsiseg.models.card import ModelCard, WindowSpec
 from wsiseg.models.facts import Facts
-from wsiseg.models.registry import load_card, zoo_names
+from wsiseg.models.zoo import load_card, zoo_names
 
 
 def shipped_cards() -> list[dict[str, Any]]:

@@ -42,7 +42,7 @@ def models_show(
 ) -> None:
     """The card of a model, its parameters, what a megapixel costs, its receptive field."""
     from wsiseg.models.facts import card_facts
-    from wsiseg.models.registry import load_card
+    from wsiseg.models.zoo import load_card
 
     card = load_card(name)
     facts = card_facts(card, name, trust_code=trust_code)

@@ -34,7 +34,7 @@ def is_batch(inputs: Sequence[str]) -> bool:
 
 def segment_each(inputs: Sequence[str], out: str, model: str | None, *, json: bool, **options: Any) -> bool:
     """Segment inputs one after the other in this process; True where one failed."""
-    from wsiseg.prepare import case_name
+    from wsiseg.names import case_name
 
     names = [case_name(to_path(p)) for p in inputs]
     twice = next((n for n in names if names.count(n) > 1), None)

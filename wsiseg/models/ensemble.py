@@ -12,8 +12,9 @@ from wsiseg.models.averaging import Ensemble
 from wsiseg.models.card import ModelCard, NetworkSpec, WindowSpec, check_new_card, write_card
 from wsiseg.models.foreign import EXPORTED
 from wsiseg.models.importing import window_spec
-from wsiseg.models.registry import load_card, load_network
+from wsiseg.models.registry import load_network
 from wsiseg.models.weights import save_weights
+from wsiseg.models.zoo import load_card
 
 SAME = (
     "axes", "channels", "modalities", "classes", "groups", "background", "spacing", "preprocessing",

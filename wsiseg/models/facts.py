@@ -16,8 +16,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from wsiseg.errors import ModelError
 from wsiseg.models.card import ModelCard
 from wsiseg.models.foreign import EXPORTED, in_short
-from wsiseg.models.registry import card_path, load_network, structure
+from wsiseg.models.registry import load_network, structure
 from wsiseg.models.weights import check_weights
+from wsiseg.models.zoo import card_path
 
 MEGA = 1e6
 

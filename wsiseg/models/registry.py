@@ -1,4 +1,4 @@
-"""Networks by name, cards by name or path, and the two brought together."""
+"""Networks by name, and with the weights of their cards."""
 
 from __future__ import annotations
 
@@ -29,10 +29,7 @@ from wsiseg.models.mrseg import build_mrseg
 from wsiseg.models.segnet import build_segnet
 from wsiseg.models.weights import check_weights, load_weights
 from wsiseg.models.ynet import build_ynet
-
-ZOO = Path(__file__).parent.parent / "zoo"
-DEFAULT_MODELS = {"yx": "breast-tissue3", "zyx": "hippocampus"}
-"""The shipped model for each kind of input, by its axes."""
+from wsiseg.models.zoo import card_path
 
 
 def _build_ensemble(*, members: list[dict[str, Any]], temperatures: list[float]) -> nn.Module:
@@ -76,32 +73,6 @@ def build_network(name: str, /, *, trust_code: bool = False, **arguments: Any) -
         return NETWORKS[name](**arguments)
     except REFUSALS as err:
         raise ModelError(f"network {name!r} cannot be built with {arguments}: {in_short(err)}") from None
-
-
-def zoo_names() -> list[str]:
-    """Names of the shipped models."""
-    return sorted(path.stem for path in ZOO.glob("*.json"))
-
-
-def card_path(model: str | Path) -> Path:
-    """Path of a card given by zoo name or path. Raises ModelError if there is none."""
-    shipped = ZOO / f"{model}.json"
-    if str(model) in zoo_names():
-        return shipped
-    path = Path(model)
-    if path.suffix == ".safetensors":
-        path = path.with_suffix(".json")
-    if path.suffix == ".json" and path.is_file():
-        return path
-    raise ModelError(
-        f"unknown model {str(model)!r}: neither a shipped model ({', '.join(zoo_names())}) "
-        "nor the path of a card (.json)"
-    )
-
-
-def load_card(model: str | Path) -> ModelCard:
-    """The card of a model. Raises ModelError."""
-    return read_card(card_path(model))
 
 
 def load_network(model: str | Path, *, trust_code: bool = False) -> nn.Module:

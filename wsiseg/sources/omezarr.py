@@ -120,6 +120,8 @@ def open_multiscale(path: Path, *, mpp: float | None = None) -> ZarrLevel:
     """
     try:
         return _multiscale(path, mpp=mpp)
+    except KeyError as err:
+        raise UnreadableSource(f"{path} has multiscales metadata without {shown(err.args[0])}") from None
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError) as err:
         raise UnreadableSource(f"{path} has multiscales metadata that make no sense: {shown(err)}") from None
 
@@ -142,7 +144,12 @@ def _multiscale(path: Path, *, mpp: float | None) -> ZarrLevel:
     for dataset in multiscale["datasets"]:
         if not (path / str(dataset["path"])).resolve().is_relative_to(path.resolve()):
             raise SourceError(f"{path} names a level outside itself: {shown(dataset['path'])}")
-        array = group[dataset["path"]]
+        array = group.get(dataset["path"])
+        if array is None:
+            level = shown(dataset["path"])
+            raise UnreadableSource(
+                f"{path} has no level {level}, which its metadata name; copy all its files"
+            )
         known = KINDS[spatial]
         if not isinstance(array, zarr.Array) or array.dtype.kind + str(array.dtype.itemsize) not in known:
             raise SourceError(

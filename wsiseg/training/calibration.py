@@ -23,7 +23,7 @@ from wsiseg.files import write_whole, writing
 from wsiseg.geometry import relative_to
 from wsiseg.manifest import read_manifest
 from wsiseg.models.card import ModelCard, check_new_card, write_card
-from wsiseg.models.registry import card_path, load_card
+from wsiseg.models.zoo import card_path, load_card
 from wsiseg.predict import NetworkPredictor, load_predictor
 from wsiseg.progress import Progress, no_progress
 from wsiseg.reliability import BINS, Reliability

@@ -12,7 +12,7 @@ from wsiseg.classes import BREAST8, MaskClass
 from wsiseg.config import explain, first_error, read_mapping
 from wsiseg.errors import ManifestError
 from wsiseg.models.card import NetworkSpec, Preprocessing, Spacing
-from wsiseg.models.registry import zoo_names
+from wsiseg.models.zoo import zoo_names
 from wsiseg.training.sections import (
     Augmentation,
     CardText,

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from wsiseg.errors import ManifestError, ModelError
 from wsiseg.models.card import ModelCard
 from wsiseg.models.foreign import in_short
-from wsiseg.models.registry import build_network, load_card, load_network
+from wsiseg.models.registry import build_network, load_network
+from wsiseg.models.zoo import load_card
 from wsiseg.training.losses import check_outputs
 from wsiseg.training.run import Run
 from wsiseg.training.sections import Start
