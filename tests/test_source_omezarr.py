@@ -168,7 +168,7 @@ def test_a_level_or_an_entry_that_is_missing_is_named(tmp_path: Path) -> None:
     image = random_image((40, 40), seed=1)
     path = write_zarr(tmp_path / "slide.zarr", [image, image[:, ::2, ::2]])
     remove_tree(path / "1")
-    with pytest.raises(UnreadableSource, match="has no level '1', which its metadata name; copy all its"):
+    with pytest.raises(UnreadableSource, match="has no level '1', which its metadata name; copy all of it"):
         open_source(path)
     change_ome(path, datasets=[{}])
     with pytest.raises(UnreadableSource, match="has multiscales metadata without 'path'"):

@@ -148,7 +148,7 @@ def _multiscale(path: Path, *, mpp: float | None) -> ZarrLevel:
         if array is None:
             level = shown(dataset["path"])
             raise UnreadableSource(
-                f"{path} has no level {level}, which its metadata name; copy all its files"
+                f"{path} has no level {level}, which its metadata name; copy all of it"
             )
         known = KINDS[spatial]
         if not isinstance(array, zarr.Array) or array.dtype.kind + str(array.dtype.itemsize) not in known:
