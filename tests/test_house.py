@@ -28,6 +28,7 @@ LAYERS = [
     {"predict", "execute", "overlay", "export", "volume_scores", "orthogonal"},
     {
         "prepare",
+        "images",
         "execution",
         "smaller",
         "diagnosis",

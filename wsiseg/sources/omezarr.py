@@ -147,9 +147,7 @@ def _multiscale(path: Path, *, mpp: float | None) -> ZarrLevel:
         array = group.get(dataset["path"])
         if array is None:
             level = shown(dataset["path"])
-            raise UnreadableSource(
-                f"{path} has no level {level}, which its metadata name; copy all of it"
-            )
+            raise UnreadableSource(f"{path} has no level {level}, which its metadata name; copy all of it")
         known = KINDS[spatial]
         if not isinstance(array, zarr.Array) or array.dtype.kind + str(array.dtype.itemsize) not in known:
             raise SourceError(
