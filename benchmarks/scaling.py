@@ -22,6 +22,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import os
 import resource
 import shutil
 import subprocess
@@ -70,11 +71,13 @@ def commands(inputs: Path, out: Path, config: Path, how: str) -> list[list[str]]
 
 def holders(out: Path) -> Iterator[tuple[str, str]]:
     """Cases that are claimed at this moment, each with a word that only its holder has."""
-    for path in (out / ".claims").glob("**/*.json"):
-        try:
-            yield path.parent.name, str(json.loads(path.read_bytes())["token"])
-        except (OSError, ValueError):
-            continue  # being written or given back
+    for folder, _, names in os.walk(out / ".claims"):  # passes over what goes away meanwhile
+        for name in names:
+            try:
+                claim = json.loads((Path(folder) / name).read_bytes())
+            except (OSError, ValueError):
+                continue  # being written or given back
+            yield Path(folder).name, str(claim["token"])
 
 
 def timed(inputs: Path, out: Path, config: Path, how: str) -> dict[str, Any]:
