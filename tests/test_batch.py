@@ -26,7 +26,7 @@ from tests.test_cli import Ran
 from wsiseg.batch import run
 from wsiseg.batch.discovery import Case
 from wsiseg.batch.outcome import Failure, failure_path, read_outcome
-from wsiseg.batch.run import Batch, run_batch
+from wsiseg.batch.run import Batch, largest_first, run_batch
 from wsiseg.batch.segment import segment_folder
 from wsiseg.batch.serve import may_pass
 from wsiseg.batch.workers import Answer, Job, Worker
@@ -96,6 +96,28 @@ def test_only_what_may_pass_is_tried_again(tmp_path: Path, failed: Answer, attem
     found = read_outcome(tmp_path, "a")
     assert isinstance(found, Failure)
     assert (found.error, found.kind, found.attempts) == (failed.error, failed.kind, attempts)
+
+
+def test_several_workers_begin_with_the_largest_files(tmp_path: Path) -> None:
+    for name, size in {"a": 10, "b": 300, "c": 300, "d": 50}.items():
+        (tmp_path / f"{name}.svs").write_bytes(bytes(size))
+    (tmp_path / "series").mkdir()
+    names = ("a.svs", "b.svs", "c.svs", "d.svs", "series", "gone.svs")
+    cases = [Case(name, tmp_path / name) for name in names]
+    order = ["series", "gone.svs", "b.svs", "c.svs", "d.svs", "a.svs"]
+    assert [case.name for case in largest_first(cases)] == order
+    jobs: list[str] = []
+
+    def answer(job: Job) -> Answer:
+        jobs.append(Path(job.input).name)
+        time.sleep(0.1)
+        return Answer("segmented")
+
+    run_batch(Batch(cases, tmp_path / "out", jobs=2), runner=lambda: Scripted(answer))
+    pairs = [set(jobs[n : n + 2]) for n in range(0, 6, 2)]
+    assert pairs == [set(order[n : n + 2]) for n in range(0, 6, 2)]
+    alone = ran(Batch(cases, tmp_path / "alone"), lambda _: Answer("segmented"))
+    assert [Path(job.input).name for job in alone] == list(names)
 
 
 def test_what_passes_is_no_failure_and_is_overwritten_once(tmp_path: Path) -> None:

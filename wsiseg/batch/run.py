@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections import deque
@@ -20,6 +21,7 @@ from wsiseg.claims import LEASE_S, Watch
 from wsiseg.errors import IncompleteStore, NoRoom, StoreError
 from wsiseg.files import RESERVE, free_bytes, shown, write_whole, writing
 from wsiseg.names import SUFFIX
+from wsiseg.objects import ObjectPath
 from wsiseg.plan import StorePlan, plan_of
 from wsiseg.progress import Progress, no_progress
 from wsiseg.smaller import tried
@@ -187,12 +189,28 @@ def check_room(out: Path, said: str) -> None:
         raise NoRoom(said) from None
 
 
+def largest_first(cases: Sequence[Case]) -> list[Case]:
+    """The cases by the bytes of their files: so that none of several workers is left alone with a long one.
+
+    Cases whose size is not known at a glance (folders, object stores, what is not there) come first, in their
+    order, as do those of one size.
+    """
+    return sorted(cases, key=lambda case: -_bytes(case.path))
+
+
+def _bytes(path: Path) -> float:
+    try:
+        return math.inf if isinstance(path, ObjectPath) or not path.is_file() else path.stat().st_size
+    except OSError:
+        return math.inf
+
+
 class _Queue:
     """Cases that are still to be worked on; those that others hold are looked at again."""
 
     def __init__(self, batch: Batch) -> None:
         self._batch = batch
-        self._waiting: deque[Case] = deque(batch.cases)
+        self._waiting = deque(largest_first(batch.cases) if batch.jobs > 1 else batch.cases)
         self._held: deque[Case] = deque()
         self._left = len(batch.cases)
         self._done: deque[Case] = deque()
