@@ -189,7 +189,7 @@ def test_what_stands_outside_uses_public_names_only() -> None:
 
 
 def test_the_process_that_gives_out_the_cases_of_a_batch_does_not_wait_for_torch() -> None:
-    code = "import sys, wsiseg.batch.segment; print('torch' in sys.modules)"
+    code = "import sys, wsiseg.batch.segment, wsiseg.cli; print('torch' in sys.modules)"
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     assert subprocess.check_output([sys.executable, "-c", code], text=True, env=environment) == "False\n"
 

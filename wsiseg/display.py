@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Column, Table
@@ -15,11 +15,13 @@ from wsiseg.objects import to_path
 from wsiseg.plan import plan_of
 from wsiseg.reliability import Calibration
 from wsiseg.report import DiagnosisReport, Report
-from wsiseg.scoring import Evaluation
 from wsiseg.sources import open_source
 from wsiseg.sources.volume import VolumeSource
 from wsiseg.store import CaseStore
 from wsiseg.volume_scores import VolumeScores
+
+if TYPE_CHECKING:
+    from wsiseg.scoring import Evaluation  # loads torch
 
 AXES = ("z", "y", "x")
 SCORE_COLUMNS = ("IoU", "Dice", "prec.", "recall", "truth px", "pred. px")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from functools import cached_property
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -49,9 +50,13 @@ class Manifest(BaseModel):
     root: Path
     cases: tuple[CaseRow, ...]
 
+    @cached_property
+    def _resolved_root(self) -> Path:
+        return self.root.resolve()
+
     def resolve(self, relative: str) -> Path:
         """Absolute path of a manifest entry. Raises ManifestError if it leaves the root."""
-        root = self.root.resolve()
+        root = self._resolved_root
         try:
             # Unlike `resolve` this takes a link to itself: that is one case that fails, not the manifest.
             path = resolved(root / relative)

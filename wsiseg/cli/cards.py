@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
 from wsiseg.display import new_console
 from wsiseg.models.card import ModelCard, WindowSpec
-from wsiseg.models.facts import Facts
 from wsiseg.models.zoo import load_card, zoo_names
+
+if TYPE_CHECKING:
+    from wsiseg.models.facts import Facts  # loads torch
 
 
 def shipped_cards() -> list[dict[str, Any]]:
