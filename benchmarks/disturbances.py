@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from benchmarks.watched import tree
+from benchmarks.watched import claims_in, tree
 
 LEASE_S = 3.0
 ROOT = Path(__file__).resolve().parents[1]
@@ -21,13 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def claims(out: Path) -> dict[int, str]:
     """The cases that are in work, by the process that has claimed them."""
-    found = {}
-    for path in (out / ".claims").rglob("*.json"):
-        try:
-            found[int(json.loads(path.read_bytes())["process"])] = path.parent.name
-        except (OSError, ValueError, KeyError):
-            continue
-    return found
+    return {int(claim["process"]): case for case, claim in claims_in(out) if "process" in claim}
 
 
 def alive(pid: int) -> bool:

@@ -22,7 +22,6 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-import os
 import resource
 import shutil
 import subprocess
@@ -30,12 +29,13 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks.slide import make_slide
 from benchmarks.speed import high_water_kb
+from benchmarks.watched import claims_in
 from wsiseg.demo import SAMPLES
 
 SLIDES = 17
@@ -69,17 +69,6 @@ def commands(inputs: Path, out: Path, config: Path, how: str) -> list[list[str]]
     return {"one": [command], "jobs": [[*command, "--jobs", "2"]], "shared": [command, command]}[how]
 
 
-def holders(out: Path) -> Iterator[tuple[str, str]]:
-    """Cases that are claimed at this moment, each with a word that only its holder has."""
-    for folder, _, names in os.walk(out / ".claims"):  # passes over what goes away meanwhile
-        for name in names:
-            try:
-                claim = json.loads((Path(folder) / name).read_bytes())
-            except (OSError, ValueError):
-                continue  # being written or given back
-            yield Path(folder).name, str(claim["token"])
-
-
 def timed(inputs: Path, out: Path, config: Path, how: str) -> dict[str, Any]:
     """Wall seconds of a way to segment the inputs, and the cases that two processes worked on."""
     shutil.rmtree(out, ignore_errors=True)
@@ -87,8 +76,8 @@ def timed(inputs: Path, out: Path, config: Path, how: str) -> dict[str, Any]:
     start, before = time.monotonic(), resource.getrusage(resource.RUSAGE_CHILDREN)
     running = [subprocess.Popen(c, stdout=subprocess.PIPE) for c in commands(inputs, out, config, how)]
     while any(process.poll() is None for process in running):
-        for case, token in holders(out):
-            seen[case].add(token)
+        for case, claim in claims_in(out):
+            seen[case].add(claim["token"])
         time.sleep(0.02)
     seconds = time.monotonic() - start
     last = json.loads((running[-1].stdout or sys.stdin.buffer).read())
@@ -158,7 +147,7 @@ def large_manifest(folder: Path) -> dict[str, Any]:
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     first_s, first_mb = None, 0.0
     while process.poll() is None and time.monotonic() - start < WATCHED_S:
-        if first_s is None and any(holders(out)):
+        if first_s is None and any(claims_in(out)):
             first_s, first_mb = time.monotonic() - start, high_water_kb(process.pid) / 1024
         time.sleep(0.02)
     last_mb = high_water_kb(process.pid) / 1024

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -91,3 +92,13 @@ def _hash(path: Path) -> str:
 def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
     """Names that were added, removed or changed between two listings."""
     return sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
+
+
+def claims_in(out: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The claims of a folder of results at this moment: the case's own name, and what the claim says."""
+    for folder, _, names in os.walk(out / ".claims"):  # passes over what goes away meanwhile
+        for name in names:
+            try:
+                yield Path(folder).name, dict(json.loads((Path(folder) / name).read_bytes()))
+            except (OSError, ValueError):
+                continue  # being written or given back
