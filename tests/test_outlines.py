@@ -92,6 +92,7 @@ def test_strips_are_cut_small_where_a_mask_is_wide(monkeypatch: pytest.MonkeyPat
     mask = np.random.default_rng(0).integers(0, 3, (50, 40), np.uint8)
     whole = traced(mask)
     monkeypatch.setattr(wsiseg.outlines, "STRIP_PX", 100)
+    monkeypatch.setattr(wsiseg.outlines, "CORNERS_AT_ONCE", 50)
     for a, b in zip(whole, traced(mask), strict=True):
         assert [r.tolist() for r in a.rings] == [r.tolist() for r in b.rings]
 

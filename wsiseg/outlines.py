@@ -21,8 +21,11 @@ from wsiseg.classes import VOID
 
 Mask = NDArray[np.uint8]
 Numbers = NDArray[np.int64]
+Corners = NDArray[np.int32]
 STRIP_PX = 1 << 22
 """Pixels that are looked at in one piece."""
+CORNERS_AT_ONCE = 1 << 18
+"""That are joined to rings at a time: each takes some 200 bytes then."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,7 @@ class Piece:
 
     value: int
     pixels: int
-    rings: tuple[NDArray[np.int32], ...]
+    rings: tuple[Corners, ...]
 
 
 @dataclass
@@ -89,7 +92,7 @@ class Tracer:
     width: int
     top: int = 0
     _runs: list[Runs] = field(default_factory=list)
-    _corners: list[NDArray[np.int32]] = field(default_factory=list)
+    _corners: list[Corners] = field(default_factory=list)
     _last: Mask | None = None
     _rows: int = 0
 
@@ -119,23 +122,47 @@ class Tracer:
         self._runs, self._corners = [], []
         piece = runs.pieces()
         pixels = np.bincount(piece, runs.lengths)
-        y, x, right, below = corners.T.astype(np.int64)
-        owner = runs.at((y - 1 + below) * self.width + x - 1 + right)
-        kept = pixels[piece[owner]] >= min_pixels
-        y, x, right, below, owner = (a[kept] for a in (y, x, right, below, owner))
-        order = np.lexsort((right, x, y, piece[owner]))
-        y, x, right, below, owner = (a[order] for a in (y, x, right, below, owner))
-        rings = _rings(piece[owner], y, x, below)
-        points = np.stack([x, y + self.top], axis=1).astype(np.int32)
-        del corners, order, kept, y, x, right, below
-        for number, members in _by_piece(rings, piece[owner]):
-            first = owner[members[0][0]]
-            outside, *holes = (points[ring] for ring in members)
-            ordered = (outside, *(hole[::-1] for hole in holes))
-            yield Piece(int(runs.values[first]), int(pixels[number]), ordered)
+        value = np.empty(len(pixels), np.uint8)
+        value[piece] = runs.values
+        number = piece[_owners(runs, corners)].astype(np.int32)
+        del runs, piece
+        kept = np.flatnonzero(pixels[number] >= min_pixels)
+        kept = kept[np.argsort(number[kept], kind="stable")]
+        corners, number = corners[kept], number[kept]
+        for part in _parts(number):
+            for which, rings in _traced(corners[part], number[part]):
+                outside, *holes = (ring + np.array([0, self.top], np.int32) for ring in rings)
+                ordered = (outside, *(hole[::-1] for hole in holes))
+                yield Piece(int(value[which]), int(pixels[which]), ordered)
 
 
-def _corners(padded: Mask, *, top: int) -> NDArray[np.int32]:
+def _owners(runs: Runs, corners: Corners) -> Numbers:
+    """The run of the pixel that each corner belongs to."""
+    y, x, right, below = corners.T
+    return runs.at((y - 1 + below).astype(np.int64) * runs.width + (x - 1 + right))
+
+
+def _parts(number: Corners) -> Iterator[slice]:
+    """Slices of about CORNERS_AT_ONCE corners that cut no piece; corners come sorted by piece."""
+    start = 0
+    while start < len(number):
+        last = number[min(start + CORNERS_AT_ONCE, len(number)) - 1]
+        stop = int(np.searchsorted(number, last, side="right"))
+        yield slice(start, stop)
+        start = stop
+
+
+def _traced(corners: Corners, piece: Corners) -> Iterator[tuple[int, list[Corners]]]:
+    """The pieces that corners belong to, each with its rings (n, 2)."""
+    y, x, right, _ = corners.T
+    order = np.lexsort((right, x, y, piece))
+    (y, x, _, below), piece = corners[order].T, piece[order]
+    points = np.stack([x, y], axis=1)
+    for number, members in _by_piece(_rings(piece, y, x, below), piece):
+        yield number, [points[ring] for ring in members]
+
+
+def _corners(padded: Mask, *, top: int) -> Corners:
     """Corners of pieces in rows with a border: y, x, and whether the pixel that has it is right, is below.
 
     A pixel has a corner where both pixels beside it are of other classes, or both of its own and the
@@ -157,7 +184,7 @@ def _corners(padded: Mask, *, top: int) -> NDArray[np.int32]:
     return np.concatenate(found)
 
 
-def _rings(piece: Numbers, y: Numbers, x: Numbers, below: Numbers) -> Iterator[list[int]]:
+def _rings(piece: Corners, y: Corners, x: Corners, below: Corners) -> Iterator[list[int]]:
     """Corners of each ring in turn; they come sorted by piece, y, x and side, and begin to the right."""
     count = len(piece)
     level = np.arange(count) ^ 1
@@ -188,7 +215,7 @@ def _followed(level: Numbers, upright: Numbers) -> Iterator[list[int]]:
         yield ring
 
 
-def _by_piece(rings: Iterator[list[int]], piece: Numbers) -> Iterator[tuple[int, list[list[int]]]]:
+def _by_piece(rings: Iterator[list[int]], piece: Corners) -> Iterator[tuple[int, list[list[int]]]]:
     """The rings of each piece: as they begin at its first corner, the outside comes before the holes."""
     number, members = -1, list[list[int]]()
     for ring in rings:

@@ -21,7 +21,9 @@ from wsiseg.windows import Slab, slabs
 
 SUFFIXES = (".geojson", ".json", ".geojson.gz", ".json.gz")
 BAND_ROWS = 1024
-"""Rows that polygons are traced in, at least: each border cuts what crosses it."""
+"""Rows that polygons are traced in, or what makes whole chunks: each border cuts what crosses it."""
+_BAND_PX = 1 << 26
+"""Of a band that is higher than a chunk: what its outlines take grows with it."""
 _READ_PX = 1 << 26
 _COMPACT = (",", ":")
 
@@ -98,7 +100,7 @@ def _pieces(
     """Pieces of a mask, cut at the borders of bands or whole."""
     height, width = mask.shape
     chunk = int((getattr(mask, "chunks", None) or (BAND_ROWS,))[0])
-    rows = -(-BAND_ROWS // chunk) * chunk
+    rows = max(1, min(-(-BAND_ROWS // chunk), _BAND_PX // (chunk * width))) * chunk
     min_pixels = outlines.min_area_um2 / (spacing[0] * spacing[1])
     known = np.full(256, VOID, np.uint8)
     known[:VOID] = np.arange(VOID)
