@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -229,6 +230,17 @@ def print_demo(slide: Report, crop: Report, volume: Report) -> None:
         "The volume is one of those that its model was not trained on.\n\n"
         f"Look at {slide.overlay}, {crop.overlay} and {volume.overlay}"
     )
+
+
+def print_export(out: str, details: Mapping[str, Any]) -> None:
+    """What was written where; tables and structures are in the file itself."""
+    console = new_console()
+    for name, value in details.items():
+        if name in ("areas", "structure", "case", "notice"):
+            continue
+        shown = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else value
+        console.print(f"{name.replace('_', ' ')}: {shown}")
+    console.print(f"written {out}\n{RESEARCH_USE}")
 
 
 def verify(store: str | Path) -> list[str]:

@@ -187,3 +187,12 @@ def polygon_region(path: Path, *, grid: tuple[int, ...]) -> PolygonLabels:
     marks = read_marks(path)
     _check_crossings(path, marks, rows=grid[0])
     return PolygonLabels(marks, [1] * len(marks), grid=grid)
+
+
+def polygon_regions(path: Path, *, grid: tuple[int, ...]) -> list[tuple[Mark, PolygonLabels]]:
+    """Each polygon of a file as a region of its own: 1 inside, VOID outside. Raises AnnotationError."""
+    marks = read_marks(path)
+    if len(grid) != 2:
+        raise AnnotationError(f"{path} holds polygons, which belong to slides; the mask is a volume")
+    _check_crossings(path, marks, rows=grid[0])
+    return [(mark, PolygonLabels([mark], [1], grid=grid)) for mark in marks]

@@ -18,6 +18,7 @@ import wsiseg
 from wsiseg import display
 from wsiseg.bars import TrainingBars, show_progress
 from wsiseg.cli.common import COMMAND_ERRORS, JsonFlag, print_json
+from wsiseg.cli.exporting import export
 from wsiseg.cli.models import models_app
 from wsiseg.cli.segmenting import is_batch, segment_batch, segment_each
 from wsiseg.errors import UsageError, WsisegError
@@ -27,6 +28,7 @@ app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None
 )
 app.add_typer(models_app, name="models")
+app.command()(export)
 
 # The base of all that typer says of a command line; typer may bring its own click, so click's is another.
 _ParserError: type[Exception] = typer.BadParameter.__bases__[0]

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import gzip
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from wsiseg.errors import StoreError
-from wsiseg.files import whole, writing
+from wsiseg.export.streams import written
 from wsiseg.models.card import RESEARCH_USE
 from wsiseg.sources.native import Native
 from wsiseg.windows import slabs
@@ -22,8 +20,6 @@ DESCRIPTION = f"wsiseg class indices; {RESEARCH_USE}"
 CONFIDENCE = f"wsiseg confidence, 255 is a probability of 1; {RESEARCH_USE}"
 """At most 80 bytes: all that a NIfTI header has room for."""
 
-# 450 MB of labels in blobs: level 1 took 5.5 s and left 10.7 MB, level 6 5.9 s and 3.2 MB, level 9 8.6 s.
-_GZIP_LEVEL = 6
 _SLAB_BYTES = 64 << 20  # of a plane of 1024 x 1024 a whole chunk
 
 
@@ -42,7 +38,7 @@ def write_nifti(path: Path, labels_zyx: Any, native: Native, *, description: str
     image = native.nifti(np.broadcast_to(np.uint8(0), labels_zyx.shape))  # for its header
     image.header["descrip"] = description.encode()
     image.header.set_slope_inter(1, 0)  # an image of nibabel's has none until nibabel saves it
-    with _whole(path) as stream:
+    with written(path) as stream:
         image.header.write_to(stream)
         for piece in _pieces(labels_zyx, native):
             stream.write(piece.data)
@@ -55,15 +51,3 @@ def _pieces(labels_zyx: Any, native: Native) -> Iterator[NDArray[np.uint8]]:
     for slab in slabs(native.shape[2], rows=rows):
         part = np.asarray(labels_zyx[native.region((*whole, slab.rows))])
         yield np.ascontiguousarray(native.to_native(part).T)
-
-
-@contextmanager
-def _whole(path: Path) -> Iterator[IO[bytes]]:
-    """A stream to a file that appears when all is written, compressed if its name says so."""
-    with writing(path), whole(path) as file:
-        if path.name.lower().endswith(".gz"):
-            # Neither name nor time of day: the same mask gives the same bytes.
-            with gzip.GzipFile("", "wb", _GZIP_LEVEL, file, mtime=0) as stream:
-                yield cast("IO[bytes]", stream)
-        else:
-            yield file

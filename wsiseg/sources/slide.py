@@ -164,3 +164,19 @@ def _stated(handle: openslide.OpenSlide) -> tuple[float, float] | None:
     except (KeyError, ValueError):
         return None
     return y, x
+
+
+def bounds_corner(path: Path) -> tuple[int, int]:
+    """Level-0 pixel (y, x) at which the bounds of a slide begin; (0, 0) where it states none.
+
+    Raises UnreadableSource.
+    """
+    if openslide.OpenSlide.detect_format(str(path)) is None:
+        return 0, 0
+    with SlideFile(path).handle as handle:
+        names = (openslide.PROPERTY_NAME_BOUNDS_Y, openslide.PROPERTY_NAME_BOUNDS_X)
+        try:
+            y, x = (int(handle.properties.get(name, 0)) for name in names)
+        except ValueError:
+            return 0, 0
+    return y, x
