@@ -41,13 +41,14 @@ LAYERS = [
         "report",
         "training",
         "demo",
+        "viewer",
     },
     {"cli", "bars", "display", "prefect_plugin", "__main__"},
 ]  # fmt: skip
 ROOMS = {
     "openslide": {"sources"},
     "tifffile": {"sources"},
-    "PIL": {"sources"},
+    "PIL": {"sources", "viewer"},
     "zarr": {"sources", "store", "pyramid"},
     "ome_zarr_models": {"ngff"},
     "torch": {"graph", "memory", "models", "preprocess", "predict", "execute", "execution", "training"},
@@ -231,6 +232,7 @@ def test_the_command_line_is_this() -> None:
         },
         "evaluate": {"--prediction", "--truth", "--out", "--model", "--json"},
         "verify": {"store", "--json"},
+        "view": {"path", "--images", "--truth", "--port", "--host", "--json"},
         "train": {"run", "--json"},
         "demo": {"--out", "--json"},
         "models list": {"--json"},
