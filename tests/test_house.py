@@ -41,13 +41,14 @@ LAYERS = [
         "report",
         "training",
         "demo",
+        "viewer",
     },
     {"cli", "bars", "display", "prefect_plugin", "__main__"},
 ]  # fmt: skip
 ROOMS = {
     "openslide": {"sources"},
     "tifffile": {"export", "sources"},
-    "PIL": {"export", "sources"},
+    "PIL": {"export", "sources", "viewer"},
     "zarr": {"sources", "store", "pyramid"},
     "ome_zarr_models": {"ngff"},
     "torch": {"graph", "memory", "models", "preprocess", "predict", "execute", "execution", "training"},
@@ -235,6 +236,7 @@ def test_the_command_line_is_this() -> None:
             "store", "--to", "--out", "--tolerance", "--min-area", "--merge", "--frame", "--background",
             "--input", "--colors", "--mpp", "--regions", "--structure", "--around", "--overwrite", "--json",
         },
+        "view": {"path", "--images", "--truth", "--port", "--host", "--json"},
         "train": {"run", "--json"},
         "demo": {"--out", "--json"},
         "models list": {"--json"},

@@ -159,6 +159,30 @@ def verify(store: str, json: JsonFlag = False) -> None:
 
 
 @app.command()
+def view(
+    path: Annotated[Path, typer.Argument(help="A result (.ome.zarr), or a folder of results.")],
+    images: Annotated[
+        Path | None, typer.Option(help="Slides, or a folder of them, of results without an image.")
+    ] = None,
+    truth: Annotated[
+        Path | None, typer.Option(help="Annotations, or a folder of them, to compare with.")
+    ] = None,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8765,
+    host: Annotated[str, typer.Option(help="Address to serve at; others than this machine can reach it.")] = (
+        "127.0.0.1"
+    ),
+    json: JsonFlag = False,
+) -> None:
+    """Look at results in the browser, until Ctrl+C."""
+    from wsiseg.viewer.server import open_viewer
+
+    with open_viewer(path, images=images, truth=truth, host=host, port=port) as server:
+        found = {"url": server.url, "cases": list(server.cases)}
+        print_json(found) if json else typer.echo(f"{len(server.cases)} cases at {server.url} (Ctrl+C ends)")
+        server.serve_forever()
+
+
+@app.command()
 def train(run: Path, json: JsonFlag = False) -> None:
     """Train what a run file describes; write weights and card. Safe to interrupt and to call again."""
     from wsiseg.training.loop import train as train_run
