@@ -5,11 +5,15 @@ from __future__ import annotations
 import http.client
 import io
 import json
+import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
+from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
@@ -272,3 +276,21 @@ def test_what_cannot_be_viewed_is_said_in_one_sentence(results: Path, server: Vi
         open_viewer(results, truth=results / "none.geojson")
     with pytest.raises(UsageError, match=r"port \d+ of 127.0.0.1 cannot be used: .*; try --port 0"):
         open_viewer(results, port=int(server.server_address[1]))
+
+
+def test_the_command_serves_until_it_is_interrupted(results: Path) -> None:
+    command = [sys.executable, "-m", "wsiseg", "view", str(results), "--port", "0", "--json"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        found = json.loads("".join(iter(process.stdout.readline, "}\n")) + "}")
+        assert found["cases"] == ["a b", "deep/é"]
+        address = urlsplit(found["url"])
+        assert address.hostname == LOOPBACK
+        connection = http.client.HTTPConnection(address.netloc, timeout=20)
+        connection.request("GET", "/")
+        assert connection.getresponse().status == 200
+        connection.close()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=20) == 0
+        assert process.stderr.read() == ""

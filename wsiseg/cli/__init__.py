@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from contextlib import suppress
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -179,7 +180,8 @@ def view(
     with open_viewer(path, images=images, truth=truth, host=host, port=port) as server:
         found = {"url": server.url, "cases": list(server.cases)}
         print_json(found) if json else typer.echo(f"{len(server.cases)} cases at {server.url} (Ctrl+C ends)")
-        server.serve_forever()
+        with suppress(KeyboardInterrupt):  # the usual end
+            server.serve_forever()
 
 
 @app.command()
