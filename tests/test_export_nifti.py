@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 import wsiseg.export.nifti
 from wsiseg.classes import VOID
-from wsiseg.errors import StoreError
+from wsiseg.errors import StoreError, UsageError
 from wsiseg.export import write_nifti
 from wsiseg.export.nifti import DESCRIPTION
 from wsiseg.sources.native import Native, native_grid
@@ -217,7 +217,7 @@ def test_a_full_disk_leaves_what_was_there(
 def test_what_does_not_fit_is_refused_and_writes_nothing(tmp_path: Path) -> None:
     native = native_grid(Path("image"), affine_of("PIR"), SHAPE)
     labels = np.zeros(native.geometry.shape, np.uint8)
-    with pytest.raises(StoreError, match="the name of a NIfTI file ends in .nii or .nii.gz"):
+    with pytest.raises(UsageError, match="the name of a NIfTI file ends in .nii or .nii.gz"):
         write_nifti(tmp_path / "mask.gz", labels, native)
     with pytest.raises(ValueError, match="labels have int16 values; class indices are uint8"):
         write_nifti(tmp_path / "mask.nii", labels.astype(np.int16), native)

@@ -24,7 +24,7 @@ from tests.test_cli import Ran, assert_one_sentence
 from tests.test_volumes import affine_of, write_volume
 from wsiseg.annotations.labels import open_index_image
 from wsiseg.classes import VOID
-from wsiseg.errors import AnnotationError, StoreError, UsageError
+from wsiseg.errors import AnnotationError, UsageError
 from wsiseg.export.command import export_store
 from wsiseg.export.tables import write_csv
 from wsiseg.files import fingerprint
@@ -95,7 +95,7 @@ def test_an_ome_tiff_is_the_same_twice_and_says_nothing_of_the_machine(
     data = (tmp_path / "a.ome.tif").read_bytes()
     assert data == (tmp_path / "b.ome.tif").read_bytes()
     assert str(tmp_path).encode() not in data
-    with pytest.raises(StoreError, match="the name of an OME-TIFF ends in"):
+    with pytest.raises(UsageError, match="the name of an OME-TIFF ends in"):
         export_store(store.path, to="ome-tiff", out=tmp_path / "a.tif")
 
 
@@ -137,7 +137,7 @@ def test_a_png_that_nobody_could_use_is_refused(
     for mpp in (0.1, 1e4, float("nan")):
         with pytest.raises(UsageError, match="pixels of 0.25 to 550 µm"):
             export_store(store.path, to="png", out=tmp_path / "a.png", mpp=mpp)
-    with pytest.raises(StoreError, match="the name of a PNG ends in .png"):
+    with pytest.raises(UsageError, match="the name of a PNG ends in .png"):
         export_store(store.path, to="png", out=tmp_path / "a.jpg")
     monkeypatch.setattr(wsiseg.export.png, "MOST_PIXELS", 1000)
     with pytest.raises(UsageError, match="would have 825000 pixels and 1000 are written"):
@@ -225,7 +225,7 @@ def test_options_that_belong_to_the_structure_are_refused_without_it(
     ):
         with pytest.raises(UsageError, match=f"{option} belongs to --structure"):
             export_store(store.path, to="csv", out=tmp_path / "a.csv", **asked)
-    with pytest.raises(StoreError, match="the name of a table ends in .csv"):
+    with pytest.raises(UsageError, match="the name of a table ends in .csv"):
         write_csv(tmp_path / "a.xls", [{"a": 1}])
 
 

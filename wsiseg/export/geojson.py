@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from wsiseg.classes import VOID, MaskClass
 from wsiseg.errors import StoreError, UsageError
-from wsiseg.export.streams import written
+from wsiseg.export.streams import check_name, written
 from wsiseg.outlines import Piece, Tracer
 from wsiseg.progress import Progress, no_progress
 from wsiseg.windows import Slab, slabs
@@ -61,12 +61,11 @@ def write_geojson(
 ) -> dict[str, int]:
     """Write a mask (y, x) uint8, or a zarr array, as polygons; returns their number by class.
 
-    `spacing` is (y, x) in µm; `about` goes into the file as its member "wsiseg". Raises StoreError.
+    `spacing` is (y, x) in µm; `about` goes into the file as its member "wsiseg".
+
+    Raises StoreError, UsageError.
     """
-    if not path.name.lower().endswith(SUFFIXES):
-        raise StoreError(
-            f"cannot write {path}: a GeoJSON's name ends in .geojson, .json, or in .gz after these"
-        )
+    check_name(path, SUFFIXES, what="a GeoJSON")
     counts = dict.fromkeys((c.name for c in classes if c.index not in outlines.left_out), 0)
     properties = {c.index: (c.name, json.dumps(_properties(c))) for c in classes}
     head = json.dumps({"type": "FeatureCollection", "wsiseg": about}, ensure_ascii=False)

@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from wsiseg.errors import StoreError
-from wsiseg.export.streams import written
+from wsiseg.export.streams import check_name, written
 from wsiseg.models.card import RESEARCH_USE
 from wsiseg.sources.native import Native
 from wsiseg.windows import slabs
@@ -29,10 +28,9 @@ def write_nifti(path: Path, labels_zyx: Any, native: Native, *, description: str
     Shape, affine (sform and qform with their codes), voxel sizes, units and the order and direction of
     the axes are those of `native`; void stays 255. The header says what the use is, and no text of the
     input's header is taken over. `labels_zyx` is an array, or a zarr array, of which a slab is in memory
-    at a time. Raises StoreError, and ValueError for labels of another type or grid.
+    at a time. Raises StoreError, UsageError, and ValueError for labels of another type or grid.
     """
-    if not path.name.lower().endswith(SUFFIXES):
-        raise StoreError(f"cannot write {path}: the name of a NIfTI file ends in .nii or .nii.gz")
+    check_name(path, SUFFIXES, what="a NIfTI file")
     if labels_zyx.dtype != np.uint8:
         raise ValueError(f"labels have {labels_zyx.dtype} values; class indices are uint8")
     image = native.nifti(np.broadcast_to(np.uint8(0), labels_zyx.shape))  # for its header

@@ -11,8 +11,7 @@ import numpy as np
 import tifffile
 from numpy.typing import NDArray
 
-from wsiseg.errors import StoreError
-from wsiseg.export.streams import written
+from wsiseg.export.streams import check_name, written
 from wsiseg.progress import Progress, no_progress
 
 SUFFIXES = (".ome.tif", ".ome.tiff")
@@ -35,8 +34,7 @@ def write_ome_tiff(
     With `colors` (256, 3) their colours. `spacing` is (y, x) in µm; `identity` is what the file's UUID is
     made from: the same mask gives the same bytes, and none of them says on which machine. StoreError.
     """
-    if not path.name.lower().endswith(SUFFIXES):
-        raise StoreError(f"cannot write {path}: the name of an OME-TIFF ends in .ome.tif or .ome.tiff")
+    check_name(path, SUFFIXES, what="an OME-TIFF")
     common: dict[str, Any] = {
         "dtype": np.uint8,
         "tile": (TILE_PX, TILE_PX),

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from wsiseg.errors import StoreError, UsageError
-from wsiseg.export.streams import written
+from wsiseg.errors import UsageError
+from wsiseg.export.streams import check_name, written
 from wsiseg.geometry import Geometry
 from wsiseg.progress import Progress, no_progress
 from wsiseg.windows import slabs
@@ -38,8 +38,7 @@ def write_png(
     `levels` (y, x) uint8 are halved one by one, the first on `geometry`. Every pixel has the class at its
     centre; classes are not mixed. Raises StoreError, UsageError.
     """
-    if not path.name.lower().endswith(".png"):
-        raise StoreError(f"cannot write {path}: the name of a PNG ends in .png")
+    check_name(path, (".png",), what="a PNG")
     grid = _grid(geometry, levels, mpp)
     if (pixels := grid.shape[0] * grid.shape[1]) > MOST_PIXELS:
         raise UsageError(

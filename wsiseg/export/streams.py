@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import gzip
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, cast
 
+from wsiseg.errors import UsageError
 from wsiseg.files import whole, writing
 
 # 450 MB of labels in blobs: level 1 took 5.5 s and left 10.7 MB, level 6 5.9 s and 3.2 MB, level 9 8.6 s.
@@ -24,3 +25,11 @@ def written(path: Path) -> Iterator[IO[bytes]]:
                 yield cast("IO[bytes]", stream)
         else:
             yield file
+
+
+def check_name(path: Path, endings: Sequence[str], *, what: str) -> None:
+    """Raises UsageError for a file whose name does not say what is in it."""
+    if not path.name.lower().endswith(tuple(endings)):
+        *others, last = endings
+        known = f"{', '.join(others)} or {last}" if others else last
+        raise UsageError(f"cannot write {path}: the name of {what} ends in {known}")

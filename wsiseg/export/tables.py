@@ -14,8 +14,7 @@ from numpy.typing import NDArray
 
 from wsiseg.annotations.geojson import PolygonLabels, polygon_regions
 from wsiseg.classes import VOID, MaskClass
-from wsiseg.errors import StoreError
-from wsiseg.export.streams import written
+from wsiseg.export.streams import check_name, written
 from wsiseg.geometry import Geometry
 from wsiseg.progress import Progress, no_progress
 from wsiseg.windows import WindowPlan
@@ -101,9 +100,8 @@ def class_table(rows: Sequence[ClassRow], *, axes: str) -> list[dict[str, Any]]:
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write rows that all have the same columns. Raises StoreError."""
-    if not path.name.lower().endswith((".csv", ".csv.gz")):
-        raise StoreError(f"cannot write {path}: the name of a table ends in .csv or .csv.gz")
+    """Write rows that all have the same columns. Raises StoreError, UsageError."""
+    check_name(path, (".csv", ".csv.gz"), what="a table")
     text = io.StringIO(newline="")
     table = csv.writer(text, lineterminator="\n")
     table.writerow(rows[0])
