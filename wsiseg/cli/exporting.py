@@ -21,6 +21,7 @@ class ExportKind(StrEnum):
     nifti = "nifti"
     png = "png"
     csv = "csv"
+    dicom_seg = "dicom-seg"
 
 
 class FrameName(StrEnum):
@@ -49,7 +50,7 @@ def export(
     ] = None,
     background: Annotated[bool, typer.Option("--background", help="geojson: write background too.")] = False,
     input: Annotated[
-        str | None, typer.Option(help="nifti, --frame bounds: what the mask was made from.")
+        str | None, typer.Option(help="nifti, dicom-seg, --frame bounds: what the mask was made from.")
     ] = None,
     colors: Annotated[bool, typer.Option("--colors", help="ome-tiff: colours, not class indices.")] = False,
     mpp: Annotated[

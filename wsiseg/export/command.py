@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
@@ -9,12 +10,14 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from wsiseg.classes import index_of_name
 from wsiseg.config import SegmentConfig
 from wsiseg.copies import Cache
 from wsiseg.errors import UsageError
+from wsiseg.export.dicomseg import MOST_PIXELS, write_dicom_seg
 from wsiseg.export.geojson import Outlines, write_geojson
 from wsiseg.export.nifti import write_nifti
 from wsiseg.export.numbers import structure_of, structure_rows
@@ -27,6 +30,7 @@ from wsiseg.objects import to_path
 from wsiseg.overlay import palette
 from wsiseg.progress import Progress, no_progress
 from wsiseg.sources import image_files, open_source
+from wsiseg.sources.dicom_headers import reference_headers
 from wsiseg.sources.slide import bounds_corner
 from wsiseg.sources.volume import VolumeSource
 from wsiseg.store import MASK, CaseStore, open_store
@@ -245,6 +249,22 @@ def _nifti(task: Task) -> dict[str, Any]:
         return {"shape": list(source.native.shape)}
 
 
+def _dicom_seg(task: Task) -> dict[str, Any]:
+    plan = task.store.plan
+    if (pixels := math.prod(plan.shape)) > MOST_PIXELS:
+        raise UsageError(
+            f"the mask has {pixels} pixels and a DICOM segmentation of at most {MOST_PIXELS} is written; "
+            "use --to ome-tiff, or nifti for a volume"
+        )
+    with task.input("a segmentation refers to the images that it is of") as path:
+        headers, values = reference_headers(path), np.asarray(task.store.mask()[:])
+        source = open_source(path, 1.0 if plan.axes == "yx" else None)
+        # Frames (slices, rows, columns): of a slide there is one.
+        frames = source.native.to_native(values).T if isinstance(source, VolumeSource) else values[None]
+        write_dicom_seg(task.out, frames, headers, classes=plan.classes, identity=plan.identity)
+    return {"frames": list(frames.shape), "segments": {c.name: c.index + 1 for c in plan.classes}}
+
+
 KINDS: dict[str, tuple[Callable[[Task], dict[str, Any]], tuple[str, ...], frozenset[str]]] = {
     "geojson": (
         _geojson,
@@ -253,6 +273,7 @@ KINDS: dict[str, tuple[Callable[[Task], dict[str, Any]], tuple[str, ...], frozen
     ),
     "ome-tiff": (_ome_tiff, ("yx",), frozenset({"colors"})),
     "nifti": (_nifti, ("zyx",), frozenset({"input"})),
+    "dicom-seg": (_dicom_seg, ("yx", "zyx"), frozenset({"input"})),
     "png": (_png, ("yx",), frozenset({"mpp"})),
     "csv": (_csv, ("yx", "zyx"), frozenset({"regions", "structure", "around", "mpp", "min_area"})),
 }

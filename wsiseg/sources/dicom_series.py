@@ -105,6 +105,18 @@ def open_series(path: str | Path, *, series: str | int | None = None) -> VolumeS
     missing, repeated and unlike slices, and for several series.
     """
     path = Path(path)
+    slices, problems = ordered_slices(path, series=series)
+    source = VolumeSource(
+        [_channel(path, slices, name=path.stem)],
+        format="DICOM series",
+        problems=problems,
+    )
+    source.check()
+    return source
+
+
+def ordered_slices(path: Path, *, series: str | int | None = None) -> tuple[list[Slice], list[str]]:
+    """The slices of a series in the order of their place, and what to tell about them. As `open_series`."""
     chosen = _choose(path, find_series(path), series)
     try:
         slices = [
@@ -118,14 +130,7 @@ def open_series(path: str | Path, *, series: str | int | None = None) -> VolumeS
             f"{slices[0].path} is a lone 2-D image; give the folder with all slices of its series"
         )
     check_alike(slices)
-    slices, problems = in_order(path, slices)
-    source = VolumeSource(
-        [_channel(path, slices, name=path.stem)],
-        format="DICOM series",
-        problems=problems,
-    )
-    source.check()
-    return source
+    return in_order(path, slices)
 
 
 def _channel(path: Path, slices: Sequence[Slice], *, name: str) -> Channel:
