@@ -111,7 +111,7 @@ def test_what_a_segmentation_cannot_be_made_of_is_refused(
         patch.setattr(wsiseg.export.command, "reference_headers", lambda path: lacking)
         with pytest.raises(StoreError, match="does not say what a segmentation needs: .*StudyInstanceUID"):
             export_store(store.path, to="dicom-seg", out=out, input=slide)
-    with pytest.raises(StoreError, match="the name of a DICOM file ends in .dcm"):
+    with pytest.raises(UsageError, match="the name of a DICOM file ends in .dcm"):
         export_store(store.path, to="dicom-seg", out=tmp_path / "seg.seg", input=slide)
     assert not out.exists()
     (tmp_path / "p.png").write_bytes(b"no DICOM")

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from wsiseg.bounded import in_short
 from wsiseg.classes import VOID, MaskClass
 from wsiseg.errors import StoreError, UsageError
-from wsiseg.export.streams import written
+from wsiseg.export.streams import check_name, written
 from wsiseg.models.card import RESEARCH_USE
 
 MOST_PIXELS = 1 << 30
@@ -58,8 +58,7 @@ def write_dicom_seg(
     """
     if find_spec("highdicom") is None:
         raise UsageError("--to dicom-seg needs the package highdicom: pip install 'wsiseg[dicom-seg]'")
-    if not path.name.lower().endswith(".dcm"):
-        raise StoreError(f"cannot write {path}: the name of a DICOM file ends in .dcm")
+    check_name(path, (".dcm",), what="a DICOM file")
     segments = np.zeros(256, np.uint8)
     segments[:VOID] = np.arange(1, VOID + 1)
     named = [_unidentified(header) for header in headers]
