@@ -73,6 +73,12 @@ def test_a_file_without_names_is_refused(tmp_path: Path, text: str, kind: str) -
         read_mapping(write(tmp_path, "run.yaml", text))
 
 
+@pytest.mark.parametrize(("text", "key"), [("?", "None"), ("batch: 2\n3: 4\n", "3")])
+def test_a_name_that_is_no_text_is_refused(tmp_path: Path, text: str, key: str) -> None:
+    with pytest.raises(UsageError, match=f"has {key} where a setting's name should stand"):
+        read_mapping(write(tmp_path, "run.yaml", text))
+
+
 def test_an_unknown_setting_is_refused_with_the_known_ones(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"unknown setting 'hallo'; known are: .*halo, .*tissue_margin_um"):
         make_config({"hallo": 3})

@@ -199,6 +199,7 @@ print("end", train(read_run(Path(sys.argv[1])), watch=Watch()), flush=True)
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize("kind", [pictures, volumes])
 def test_kill_9_at_random_steps_ends_with_bit_identical_weights(tmp_path: Path, kind: Any) -> None:
     how = {"steps": 40, "checkpoint_every": 4, "average": 0.9, "validation": {"every": 7, "keep": "best"}}

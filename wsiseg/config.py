@@ -82,6 +82,9 @@ def read_mapping(path: Path) -> dict[str, Any]:
         return {}
     if not isinstance(data, dict):
         raise UsageError(f"{path} must hold settings by name, found {type(data).__name__}")
+    for key in data:
+        if not isinstance(key, str):
+            raise UsageError(f"{path} has {shown(key)} where a setting's name should stand")
     return data
 
 
