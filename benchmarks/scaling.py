@@ -13,8 +13,8 @@ claim it. Masks are compared byte by byte with those of `one`. CPU seconds besid
 ratio was other work on the machine.
 
 Then a manifest of 10,000 entries, all but the first three of files that are not there: seconds until the
-first case is claimed, peak memory of the process that gives the cases out at its start and after a minute,
-and size of the page; if Chromium is installed, also how long it takes to lay the page out.
+first case is claimed, peak memory of the process that gives the cases out at its first page and after a
+minute, and size of the page; if Chromium is installed, also how long it takes to lay the page out.
 """
 
 from __future__ import annotations
@@ -145,18 +145,19 @@ def large_manifest(folder: Path) -> dict[str, Any]:
     command = commands(make_manifest(folder / "manifest"), out, folder / "one-thread.toml", "one")[0]
     start = time.monotonic()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    first_s, first_mb = None, 0.0
+    first_s, first_mb, page = None, 0.0, out / "index.html"
     while process.poll() is None and time.monotonic() - start < WATCHED_S:
         if first_s is None and any(claims_in(out)):
-            first_s, first_mb = time.monotonic() - start, high_water_kb(process.pid) / 1024
+            first_s = time.monotonic() - start
+        if not first_mb and page.is_file():
+            first_mb = high_water_kb(process.pid) / 1024
         time.sleep(0.02)
     last_mb = high_water_kb(process.pid) / 1024
     process.terminate()
     process.wait()
-    page = out / "index.html"
     return {
         "first_case_s": round(first_s, 1) if first_s else None,
-        "peak_mb_at_first_case": round(first_mb),
+        "peak_mb_at_first_page": round(first_mb),
         f"peak_mb_after_{WATCHED_S:.0f}_s": round(last_mb),
         "cases_done": len(list(out.glob("*.failure.json"))) + len(list(out.glob("*.report.json"))),
         "page_mb": round(page.stat().st_size / 1e6, 2) if page.is_file() else None,
@@ -184,7 +185,7 @@ def laid_out(page: Path, *, picture: Path) -> float | None:
 
 def verdicts(scaled: dict[str, Any], many: dict[str, Any]) -> dict[str, bool]:
     """What was to be shown, each as a sentence with its figure."""
-    before, after = many["peak_mb_at_first_case"], many[f"peak_mb_after_{WATCHED_S:.0f}_s"]
+    before, after = many["peak_mb_at_first_page"], many[f"peak_mb_after_{WATCHED_S:.0f}_s"]
     jobs, shared = scaled["jobs_to_one"], scaled["shared_to_one"]
     return {
         f"--jobs 2 takes {jobs} x of one worker, at most {MAX_RATIO}": jobs <= MAX_RATIO,
@@ -193,7 +194,8 @@ def verdicts(scaled: dict[str, Any], many: dict[str, Any]) -> dict[str, bool]:
         f"{len(scaled['files_that_differ'])} files of masks differ": not scaled["files_that_differ"],
         f"the first of {ENTRIES} cases is begun after {many['first_case_s']} s, at most {MAX_START_S}":
             many["first_case_s"] is not None and many["first_case_s"] <= MAX_START_S,
-        f"memory is {before} MB then and {after} MB after {WATCHED_S:.0f} s": after <= MAX_GROWTH * before,
+        f"memory is {before} MB with the first page and {after} MB after {WATCHED_S:.0f} s":
+            after <= MAX_GROWTH * before,
     }  # fmt: skip
 
 
