@@ -141,20 +141,14 @@ class VolumeCase:
 
     @cached_property
     def unsure(self) -> list[dict[str, float]]:
-        """Voxels (z, y, x) in the middle of the cubes where the network was least sure, in that order."""
+        """Cubes where the network was least sure, in that order: mean, and the least sure voxel (z, y, x)."""
         sure = self.store.confidence()
         if sure is None:
             return []
         found = []
-        side = UNSURE_VOXELS
         for slab in slabs(self.shape[0], rows=READ_SLICES):
-            means = _cube_means(np.asarray(sure[slab.rows]))
-            for at in np.argsort(means, axis=None)[:UNSURE_PLACES]:
-                cube = np.unravel_index(at, means.shape)
-                if np.isfinite(means[cube]):
-                    corner = (slab.rows.start + int(cube[0]) * side, *(int(n) * side for n in cube[1:]))
-                    middle = [min(n + side // 2, end - 1) for n, end in zip(corner, self.shape, strict=True)]
-                    found.append((float(means[cube]) / 255, *middle))
+            values = np.asarray(sure[slab.rows])
+            found += [(mean, z + slab.rows.start, y, x) for mean, z, y, x in least_sure(values)]
         return [
             {"z": z, "y": y, "x": x, "confidence": mean} for mean, z, y, x in sorted(found)[:UNSURE_PLACES]
         ]
@@ -211,6 +205,21 @@ def _one_channel(array: Any) -> Read:
         return np.asarray(array[region])[None]
 
     return read
+
+
+def least_sure(sure: NDArray[np.uint8]) -> list[tuple[float, int, int, int]]:
+    """Cubes of a confidence (z, y, x) by their mean, lowest first: mean 0..1, and their least sure voxel."""
+    means, found = _cube_means(sure), []
+    for at in np.argsort(means, axis=None)[:UNSURE_PLACES]:
+        cube = np.unravel_index(at, means.shape)
+        if np.isfinite(means[cube]):
+            corner = [int(n) * UNSURE_VOXELS for n in cube]
+            part = sure[tuple(slice(n, n + UNSURE_VOXELS) for n in corner)]
+            decided = np.where(part > 0, part, VOID)
+            inside = np.unravel_index(int(decided.argmin()), part.shape)
+            z, y, x = (n + int(k) for n, k in zip(corner, inside, strict=True))
+            found.append((float(means[cube]) / 255, z, y, x))
+    return found
 
 
 def _cube_means(sure: NDArray[np.uint8]) -> NDArray[np.float64]:
