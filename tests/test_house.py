@@ -70,6 +70,7 @@ ROOMS = {
     "rich": {"bars", "cli", "display"},
     "prefect": {"prefect_plugin"},
     "yaml": {"bounded", "training"},
+    "anywidget": {"viewer"},
 }
 
 
@@ -205,6 +206,7 @@ def test_the_public_names_are_these() -> None:
         "load_predictor",
         "open_source",
         "open_store",
+        "review",
         "segment",
     ]
     for name in wsiseg.__all__:
