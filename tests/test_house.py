@@ -22,7 +22,7 @@ PACKAGE = REPOSITORY / "wsiseg"
 LAYERS = [
     {"bounded", "errors", "geometry", "classes", "groups", "config", "progress"},
     {"windows", "tissue", "metrics", "manifest", "memory", "names", "resample", "files", "surface",
-     "reliability", "tallies", "objects", "s3", "copies", "outlines", "structure"},
+     "reliability", "tallies", "objects", "s3", "copies", "outlines", "structure", "planes"},
     {"sources", "preprocess", "plan", "claims", "ledger", "store", "ngff", "pyramid", "models", "graph",
      "annotations"},
     {"predict", "execute", "overlay", "export", "volume_scores", "orthogonal"},
@@ -70,6 +70,7 @@ ROOMS = {
     "rich": {"bars", "cli", "display"},
     "prefect": {"prefect_plugin"},
     "yaml": {"bounded", "training"},
+    "anywidget": {"viewer"},
 }
 
 
@@ -205,6 +206,7 @@ def test_the_public_names_are_these() -> None:
         "load_predictor",
         "open_source",
         "open_store",
+        "review",
         "segment",
     ]
     for name in wsiseg.__all__:

@@ -29,7 +29,8 @@ from wsiseg.classes import MaskClass
 from wsiseg.errors import UsageError
 from wsiseg.geometry import Region
 from wsiseg.pyramid import mean, pick
-from wsiseg.viewer.cases import Places, find, least_sure
+from wsiseg.viewer.cases import Case, find, least_sure
+from wsiseg.viewer.places import Places
 from wsiseg.viewer.server import LOOPBACK, ViewerServer, open_viewer
 from wsiseg.viewer.tiles import APRON, TILE, ImageLayer, IndexLayer, TruthLevels, top_level
 
@@ -154,13 +155,19 @@ def test_places_of_doubt_are_squares_by_their_mean_without_glass() -> None:
     assert len(found) == 5
 
 
+def slide_of(path: Path, places: Places) -> Case:
+    (case,) = find(path, places=places).values()
+    assert isinstance(case, Case)
+    return case
+
+
 def test_a_result_has_its_image_its_doubt_and_its_truth(
     slide: Path, picture: NDArray[np.uint8], tmp_path: Path
 ) -> None:
     made = wsiseg.segment(slide, tmp_path / "out", "breast-tissue3", **{**SMALL, "confidence": True})
     mask = np.asarray(wsiseg.open_store(made.store).mask()[:])
     Image.fromarray(mask[:, ::-1].copy()).save(tmp_path / "scene.png")
-    (case,) = find(tmp_path / "out", places=Places(truth=tmp_path)).values()
+    case = slide_of(tmp_path / "out", Places(truth=tmp_path))
     facts = case.facts()
     assert facts["layers"] == ["confidence", "image", "mask", "truth"]
     assert [c["area_mm2"] for c in facts["classes"]] == [c.area_mm2 for c in made.classes]
@@ -181,9 +188,9 @@ def test_a_result_has_its_image_its_doubt_and_its_truth(
     assert at["confidence"] == int(np.asarray(sure[3, 5])) / 255
     # Without its image a result finds the slide by name.
     bare = wsiseg.segment(slide, tmp_path / "bare", "breast-tissue3", **{**SMALL, "image": "none"})
-    (case,) = find(bare.store, places=Places()).values()
+    case = slide_of(bare.store, Places())
     assert sorted(case.layers) == ["mask"]
-    (case,) = find(bare.store, places=Places(images=slide.parent)).values()
+    case = slide_of(bare.store, Places(images=slide.parent))
     np.testing.assert_array_equal(tile("image"), image)
 
 
@@ -270,7 +277,7 @@ def test_what_cannot_be_viewed_is_said_in_one_sentence(results: Path, server: Vi
     with pytest.raises(UsageError, match="is neither a result"):
         open_viewer(results / "none")
     (results / "empty").mkdir()
-    with pytest.raises(UsageError, match="has no finished results of slides; segment into it first"):
+    with pytest.raises(UsageError, match="has no finished results; segment into it first"):
         open_viewer(results / "empty")
     with pytest.raises(UsageError, match="no such file or folder"):
         open_viewer(results, truth=results / "none.geojson")

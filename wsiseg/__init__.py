@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from wsiseg.scoring import evaluate
     from wsiseg.sources import open_source
     from wsiseg.store import open_store
+    from wsiseg.viewer.notebook import review
 
 _HOMES = {
     "WsisegError": "wsiseg.errors",
@@ -32,6 +33,7 @@ _HOMES = {
     "load_predictor": "wsiseg.predict",
     "open_source": "wsiseg.sources",
     "open_store": "wsiseg.store",
+    "review": "wsiseg.viewer.notebook",
     "segment": "wsiseg.pipeline",
 }
 
@@ -43,6 +45,7 @@ __all__ = [
     "load_predictor",
     "open_source",
     "open_store",
+    "review",
     "segment",
 ]
 

@@ -13,8 +13,9 @@ from wsiseg.diagnosis import gather
 from wsiseg.exports import beside, confidence_picture, overlay_path
 from wsiseg.files import write_whole, writing
 from wsiseg.geometry import Geometry, Region
-from wsiseg.orthogonal import busiest, draw_orthogonal, draw_orthogonal_confidence
+from wsiseg.orthogonal import draw_orthogonal, draw_orthogonal_confidence
 from wsiseg.overlay import Caption, draw_confidence, draw_maps, draw_overlay
+from wsiseg.planes import busiest
 from wsiseg.prepare import Job, coarse_plan
 from wsiseg.report import ClassArea, DiagnosisReport
 from wsiseg.resample import sample

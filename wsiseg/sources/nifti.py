@@ -64,6 +64,19 @@ def open_nifti(path: str | Path) -> VolumeSource:
         ) from None
 
 
+def nifti_grid(path: Path) -> Native:
+    """The grid of a NIfTI file, from its header alone. Raises UnreadableSource, SourceError."""
+    try:
+        with path.open("rb") as file:
+            compressed = file.read(2) == b"\x1f\x8b"
+        with gzip.open(path) if compressed else path.open("rb") as stream:
+            raw = _header_bytes(cast("IO[bytes]", stream))
+        header = parse_header(raw)
+        return _grid(path, header, _shape(path, header)[0], raw)[0]
+    except _BAD_FILE as err:
+        raise UnreadableSource(f"{path} has no NIfTI header that can be read: {err}") from None
+
+
 def _open(path: Path, stream: IO[bytes], *, compressed: bool) -> VolumeSource:
     raw = _header_bytes(stream)
     header = parse_header(raw)

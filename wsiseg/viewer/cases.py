@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,38 +12,27 @@ from numpy.typing import NDArray
 
 from wsiseg.annotations import open_truth
 from wsiseg.batch.discovery import is_result
-from wsiseg.batch.outcome import read_outcome
 from wsiseg.classes import MaskClass
 from wsiseg.errors import IncompleteStore, UsageError
-from wsiseg.names import SUFFIX, case_name
+from wsiseg.names import SUFFIX
 from wsiseg.report import Report
 from wsiseg.sources import Source, open_source
 from wsiseg.sources.omezarr import open_multiscale
 from wsiseg.store import CaseStore, open_store
+from wsiseg.viewer.places import Places, class_facts, inside, paired, report_of
 from wsiseg.viewer.tiles import ImageLayer, IndexLayer, Layer, TruthLevels, top_level
+from wsiseg.viewer.volumes import UNSURE_PLACES, VolumeCase
 
-UNSURE_PLACES = 50
-"""Of a case, the least sure first."""
 UNSURE_CELLS = 24
 """Cells of the coarsest confidence to a place of doubt, a side."""
 
 
-@dataclass(frozen=True)
-class Places:
-    """Where to look for what belongs to the results: slides (of stores without an image), annotations."""
-
-    images: Path | None = None
-    truth: Path | None = None
-
-
 class Case:
-    """A finished result as the viewer shows it. Raises IncompleteStore, UsageError for a volume."""
+    """The finished result of a slide as the viewer shows it."""
 
-    def __init__(self, path: Path, *, name: str, places: Places) -> None:
+    def __init__(self, store: CaseStore, *, name: str, places: Places) -> None:
         self.name = name
-        self.store: CaseStore = open_store(path)
-        if self.store.plan.axes != "yx":
-            raise UsageError(f"{path} is a volume; the viewer shows slides: open its NIfTI file elsewhere")
+        self.store = store
         self._places = places
 
     @property
@@ -60,8 +48,7 @@ class Case:
     @cached_property
     def report(self) -> Report | None:
         """What the run said, if it still lies beside the store."""
-        found = read_outcome(self.store.path.parent, self.store.path.name.removesuffix(SUFFIX))
-        return found if isinstance(found, Report) else None
+        return report_of(self.store.path)
 
     @cached_property
     def layers(self) -> dict[str, Layer]:
@@ -72,7 +59,7 @@ class Case:
             layers["image"] = ImageLayer(image, shape=self.shape)
         if self.store.plan.confidence:
             layers["confidence"] = IndexLayer(_levels(self.store.confidence), outside=0)
-        truth = _paired(self._places.truth, self.store.path)
+        truth = paired(self._places.truth, self.store.path)
         if truth is not None:
             labels = open_truth(truth, geometry=self.store.geometry, classes=self.classes)
             layers["truth"] = IndexLayer(TruthLevels(labels))
@@ -81,7 +68,7 @@ class Case:
     def _image(self) -> Source | None:
         if self.store.plan.image_shape is not None:
             return open_multiscale(self.store.path)
-        found = _paired(self._places.images, self.store.path)
+        found = paired(self._places.images, self.store.path)
         return None if found is None else open_source(found, mpp=self.store.plan.spacing[0])
 
     def at(self, row: int, column: int) -> dict[str, Any]:
@@ -112,32 +99,30 @@ class Case:
             for sure, y, x, h, w in least_sure(cells)
         ][:UNSURE_PLACES]
 
-    def facts(self) -> dict[str, Any]:
-        """Everything that a page needs to show the case."""
-        plan, report = self.store.plan, self.report
-        areas = {area.index: area for area in report.classes} if report else {}
-        scores = report.scores if report else None
+    def summary(self) -> dict[str, Any]:
+        """What the list of cases shows."""
+        scores = self.report.scores if self.report else None
         return {
             "name": self.name,
+            "kind": "slide",
             "height": self.shape[0],
             "width": self.shape[1],
-            "um": list(plan.spacing),
             "levels": top_level(self.shape),
             "layers": sorted(self.layers),
-            "model": report.model["name"] if report else None,
             "mean_iou": scores.mean_iou if scores else None,
-            "classes": [
-                {
-                    "index": c.index,
-                    "name": c.name,
-                    "color": list(c.color),
-                    "share": areas[c.index].share if c.index in areas else None,
-                    "area_mm2": areas[c.index].area_mm2 if c.index in areas else None,
-                }
-                for c in self.classes
-            ],
+        }
+
+    def facts(self) -> dict[str, Any]:
+        """Everything that a page needs to show the case."""
+        return self.summary() | {
+            "um": list(self.store.plan.spacing),
+            "model": self.report.model["name"] if self.report else None,
+            "classes": class_facts(self.classes, self.report),
             "unsure": self.unsure,
         }
+
+
+AnyCase = Case | VolumeCase
 
 
 def least_sure(cells: NDArray[np.uint8]) -> list[tuple[float, int, int, int, int]]:
@@ -165,46 +150,34 @@ def _levels(level: Any) -> list[Any]:
             return found
 
 
-def _paired(place: Path | None, store: Path) -> Path | None:
-    """What is named itself, or the file of a folder that has the name of a store's case."""
-    if place is None or not place.is_dir() or place.suffix == ".zarr":
-        return place
-    own = store.name.removesuffix(SUFFIX)
-    return next((p for p in _inside(place) if p.suffix != ".zarr" and case_name(p) == own), None)
-
-
-def find(path: Path, *, places: Places) -> dict[str, Case]:
+def find(path: Path, *, places: Places) -> dict[str, AnyCase]:
     """Finished results by name: the store at `path`, or those in the folder.
 
     Raises UsageError where there is none, IncompleteStore for one store that is not finished.
     """
     if is_result(path):
         name = path.name.removesuffix(SUFFIX)
-        return {name: Case(path, name=name, places=places)}
-    found: dict[str, Case] = {}
+        return {name: open_case(path, name=name, places=places)}
+    found: dict[str, AnyCase] = {}
     for store in _stores(path):
         name = store.relative_to(path).as_posix().removesuffix(SUFFIX)
         try:
-            found[name] = Case(store, name=name, places=places)
-        except (IncompleteStore, UsageError):
+            found[name] = open_case(store, name=name, places=places)
+        except IncompleteStore:
             continue
     if not found:
-        raise UsageError(f"{path} has no finished results of slides; segment into it first")
+        raise UsageError(f"{path} has no finished results; segment into it first")
     return found
+
+
+def open_case(path: Path, *, name: str, places: Places) -> AnyCase:
+    """The slide or the volume in a store. Raises IncompleteStore."""
+    store: CaseStore = open_store(path)
+    kind = VolumeCase if store.plan.axes == "zyx" else Case
+    return kind(store, name=name, places=places)
 
 
 def _stores(folder: Path) -> Iterator[Path]:
     if not folder.is_dir():
         raise UsageError(f"{folder} is neither a result (.ome.zarr) nor a folder of results")
-    return (entry for entry in _inside(folder) if is_result(entry))
-
-
-def _inside(folder: Path) -> Iterator[Path]:
-    """Files and .zarr folders below a folder, in the order of their names."""
-    for entry in sorted(folder.iterdir()):
-        if entry.name.startswith("."):
-            continue
-        if entry.suffix == ".zarr" or entry.is_file():
-            yield entry
-        elif entry.is_dir() and not entry.is_symlink():
-            yield from _inside(entry)
+    return (entry for entry in inside(folder) if is_result(entry))

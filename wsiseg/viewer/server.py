@@ -5,7 +5,9 @@
     GET /api/cases                               every case: name, scores, size
     GET /api/case/NAME                           a case: classes, layers, levels, places of doubt
     GET /api/at/NAME?row=R&column=C              class and confidence at a level-0 pixel
-    GET /tiles/LAYER/LEVEL/ROW/COLUMN/NAME       a tile
+    GET /tiles/LAYER/LEVEL/ROW/COLUMN/NAME       a tile of a slide
+    GET /slices/LAYER/AXIS/INDEX/CHANNEL/NAME    the numbers of a slice of a volume, row by row, little-endian
+    GET /thumbnail/NAME                          a small picture of a volume
 
 NAME is one percent-encoded part of the path. Answers to a page of another site are refused by looking at the
 Host header: a name of somebody else's that leads to this machine is none of ours.
@@ -25,7 +27,10 @@ from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from wsiseg.errors import UsageError, WsisegError
-from wsiseg.viewer.cases import Case, Places, find
+from wsiseg.viewer.cases import AnyCase, Case, find
+from wsiseg.viewer.places import Places
+from wsiseg.viewer.tiles import top_level
+from wsiseg.viewer.volumes import VolumeCase
 
 logger = logging.getLogger(__name__)
 
@@ -50,8 +55,9 @@ class ViewerServer(ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self, cases: Mapping[str, Case], *, host: str = LOOPBACK, port: int = 0) -> None:
+    def __init__(self, cases: Mapping[str, AnyCase], *, host: str = LOOPBACK, port: int = 0) -> None:
         self.cases = cases
+        self._volume: VolumeCase | None = None
         self.tile: Callable[[str, str, int, int, int], tuple[bytes, str]] = lru_cache(KEPT_TILES)(self._tile)
         super().__init__((host, port), _Handler)
 
@@ -61,16 +67,43 @@ class ViewerServer(ThreadingHTTPServer):
         host, port = self.server_address[:2]
         return f"http://{host!s}:{port}/"
 
-    def case(self, name: str) -> Case:
+    def case(self, name: str) -> AnyCase:
         """A case by name. Raises NotThere."""
         try:
             return self.cases[name]
         except KeyError:
             raise NotThere from None
 
-    def _tile(self, name: str, layer: str, level: int, row: int, column: int) -> tuple[bytes, str]:
+    def slide(self, name: str) -> Case:
+        """A slide by name. Raises NotThere."""
         found = self.case(name)
-        if layer not in found.layers or not 0 <= level <= found.facts()["levels"] or min(row, column) < 0:
+        if not isinstance(found, Case):
+            raise NotThere
+        return found
+
+    def volume(self, name: str) -> VolumeCase:
+        """A volume by name; the one before lets go of what it holds in memory. Raises NotThere."""
+        found = self.case(name)
+        if not isinstance(found, VolumeCase):
+            raise NotThere
+        before, self._volume = self._volume, found
+        if before is not None and before is not found:
+            before.forget()
+        return found
+
+    def slice(self, name: str, layer: str, axis: int, index: int, channel: int) -> bytes:
+        """Numbers of a slice of a volume. Raises NotThere, WsisegError."""
+        layers = self.volume(name).layers
+        if layer not in layers:
+            raise NotThere
+        try:
+            return layers[layer].encoded(axis, index, channel=channel)
+        except IndexError:
+            raise NotThere from None
+
+    def _tile(self, name: str, layer: str, level: int, row: int, column: int) -> tuple[bytes, str]:
+        found = self.slide(name)
+        if layer not in found.layers or not 0 <= level <= top_level(found.shape) or min(row, column) < 0:
             raise NotThere
         chosen = found.layers[layer]
         return chosen.tile(level, row, column), chosen.media_type
@@ -127,16 +160,27 @@ class _Handler(BaseHTTPRequestHandler):
             case ["static", name]:
                 return _static(name)
             case ["api", "cases"]:
-                return _json([_in_list(one) for one in self.server.cases.values()])
+                return _json([one.summary() for one in self.server.cases.values()])
             case ["api", "case", name]:
                 return _json(self.server.case(unquote(name)).facts())
             case ["api", "at", name]:
                 given = parse_qs(address.query)
                 row, column = (int(given[key][0]) for key in ("row", "column"))
-                return _json(self.server.case(unquote(name)).at(row, column))
+                return _json(self.server.slide(unquote(name)).at(row, column))
+            case ["tiles" | "slices" | "thumbnail", *_] as parts:
+                return self._pixels(parts)
+        raise NotThere
+
+    def _pixels(self, parts: list[str]) -> tuple[bytes, str, bool]:
+        match parts:
             case ["tiles", layer, level, row, column, name]:
                 tile = self.server.tile(unquote(name), layer, int(level), int(row), int(column))
                 return *tile, True
+            case ["slices", layer, axis, index, channel, name]:
+                numbers = self.server.slice(unquote(name), layer, int(axis), int(index), int(channel))
+                return numbers, "application/octet-stream", True
+            case ["thumbnail", name]:
+                return self.server.volume(unquote(name)).thumbnail, "image/png", True
         raise NotThere
 
     def _send(self, status: HTTPStatus, body: bytes, media_type: str, *, keep: bool = False) -> None:
@@ -151,11 +195,6 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: Any) -> None:
         logger.debug(format, *args)
-
-
-def _in_list(case: Case) -> dict[str, Any]:
-    facts = case.facts()
-    return {name: facts[name] for name in ("name", "height", "width", "levels", "layers", "mean_iou")}
 
 
 def _static(name: str) -> tuple[bytes, str, bool]:

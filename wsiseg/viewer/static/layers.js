@@ -2,6 +2,15 @@
 
 const TILE = 512, APRON = 1, KEPT = 600; // tiles of indices, a quarter of a megabyte each
 
+const viridis = [[68, 1, 84], [59, 82, 139], [33, 145, 140], [94, 201, 98], [253, 231, 37]];
+
+export function confidenceColors() { // 1 to 255; 0 is where no network decided
+  return Array.from({ length: 255 }, (_, n) => {
+    const at = (n + 1) / 255 * (viridis.length - 1), low = Math.min(Math.floor(at), viridis.length - 2);
+    return [n + 1, viridis[low].map((c, k) => Math.round(c + (at - low) * (viridis[low + 1][k] - c)))];
+  });
+}
+
 // Of tiles that are painted: colour (RGBA) of each value, and whether only borders between classes are drawn.
 export class Paint {
   constructor() {

@@ -1,6 +1,7 @@
 // The page: list of cases, classes, keys.
 
 import { SlideView } from './view.js';
+import { VolumeView } from './volume.js';
 
 const $ = id => document.getElementById(id);
 const ask = async path => {
@@ -16,7 +17,12 @@ const make = (tag, properties = {}, ...children) => {
 const area = mm2 => mm2 === null ? '' : mm2 >= 10 ? mm2.toFixed(0) : mm2 && mm2 < 0.001 ? '< 0.001' : mm2.toFixed(3);
 const percent = share => share === null ? '' : `${(100 * share).toFixed(1)}\u00a0%`;
 
-const view = new SlideView($('slide'), { message: $('message'), cursor: $('cursor'), scale: $('scale'), curtain: $('curtain') });
+const slides = new SlideView($('slide'), { message: $('message'), cursor: $('cursor'), scale: $('scale'), curtain: $('curtain') });
+const volumes = new VolumeView($('volume'), {
+  message: $('message'), cursor: $('cursor'),
+  grey: { box: $('grey'), channel: $('channel'), level: $('level'), width: $('width'), reset: $('usual'), cross: $('cross') },
+});
+let view = slides;
 let cases = [], current = -1, facts = null, on = new Set(), place = -1;
 
 function colors() {
@@ -27,8 +33,9 @@ function colors() {
 function listCases() {
   $('cases').replaceChildren(...cases.map((one, number) => {
     const name = encodeURIComponent(one.name), layer = one.layers.includes('image') ? 'image' : 'mask';
+    const src = one.kind === 'volume' ? `thumbnail/${name}` : `tiles/${layer}/${one.levels}/0/0/${name}`;
     const button = make('button', { onclick: () => show(number) },
-      make('img', { src: `tiles/${layer}/${one.levels}/0/0/${name}`, alt: '', loading: 'lazy' }), make('span', { textContent: one.name }),
+      make('img', { src, alt: '', loading: 'lazy' }), make('span', { textContent: one.name }),
       make('small', { textContent: one.mean_iou === null ? 'no truth' : `mean IoU ${one.mean_iou.toFixed(3)}` }));
     if (number === current) button.setAttribute('aria-current', 'true');
     return button;
@@ -41,7 +48,7 @@ function listClasses() {
     const chip = make('span', { className: 'chip' });
     chip.style.background = `rgb(${one.color})`;
     return make('tr', {}, make('td', {}, box), make('td', {}, chip, one.name), make('td', { textContent: percent(one.share) }),
-      make('td', { textContent: area(one.area_mm2) }),
+      make('td', { textContent: area(one.area_mm2 ?? one.volume_ml) }),
       make('td', {}, make('button', { textContent: 'solo', onclick: () => only([one.index]) })));
   }));
 }
@@ -53,7 +60,7 @@ function listLayers() {
     radio.onchange = () => view.update({ layer: name });
     return make('label', {}, radio, ` ${name}`);
   }));
-  $('curtain-row').hidden = !facts.layers.includes('truth');
+  $('curtain-row').hidden = facts.kind === 'volume' || !facts.layers.includes('truth');
   $('unsure-row').hidden = !facts.unsure.length;
 }
 
@@ -77,7 +84,15 @@ async function show(number) {
   $('unsure-at').textContent = '';
   $('curtain-on').checked = false;
   $('title').textContent = facts.name;
-  const size = `${facts.width} × ${facts.height} px, ${facts.um[1]} µm`;
+  const volume = facts.kind === 'volume';
+  const size = volume ? `${[...facts.shape].reverse().join(' × ')} voxels of ${[...facts.mm].reverse().join(' × ')} mm`
+    : `${facts.width} × ${facts.height} px, ${facts.um[1]} µm`;
+  for (const [id, hidden] of [['slide', volume], ['scale', volume], ['volume', !volume], ['grey', !volume], ['curtain', true]]) $(id).hidden = hidden;
+  $('unit').textContent = volume ? 'ml' : 'mm²';
+  // Named for tests and for whoever opens the browser's console.
+  view = window.wsisegViewer = volume ? volumes : slides;
+  view.state.opacity = Number($('opacity').value);
+  view.state.shown = $('shown').checked;
   $('facts').textContent = [facts.model, size, facts.mean_iou === null ? null : `mean IoU ${facts.mean_iou.toFixed(3)}`].filter(Boolean).join(' · ');
   document.title = `${facts.name} - wsiseg`;
   location.hash = encodeURIComponent(facts.name);
@@ -102,22 +117,25 @@ const keys = {
   m: () => flip($('shown')), o: () => flip($('outline')), u: nextUnsure, h: () => view.home(), 0: everything,
   c: () => { if (!$('curtain-row').hidden) flip($('curtain-on')); },
   n: () => show(current + 1), p: () => show(current - 1), '+': () => view.zoom(1.5), '-': () => view.zoom(1 / 1.5),
+  x: () => { if (view === volumes) flip($('cross')); },
   '[': () => opaque(-0.1), ']': () => opaque(0.1), '?': () => { $('help').open = !$('help').open; },
 };
 function opaque(by) { $('opacity').value = Number($('opacity').value) + by; $('opacity').oninput(); }
 
+const steps = { ArrowUp: 1, ArrowDown: -1, PageUp: 10, PageDown: -10 }; // slices of a volume
+
 document.addEventListener('keydown', event => {
-  if (event.ctrlKey || event.metaKey || event.altKey || event.target.matches?.('input[type=text], textarea')) return;
+  if (event.ctrlKey || event.metaKey || event.altKey || event.target.matches?.('input[type=text], input[type=number], textarea')) return;
   const digit = /^Digit([1-9])$/.exec(event.code);
   if (digit) {
     const chosen = facts.classes[Number(digit[1]) - 1];
     if (chosen) event.shiftKey ? only([chosen.index]) : toggle(chosen.index);
-  } else if (keys[event.key.toLowerCase()]) keys[event.key.toLowerCase()]();
+  } else if (view === volumes && steps[event.key] && !event.target.matches?.('input, select')) view.scroll(steps[event.key]);
+  else if (keys[event.key.toLowerCase()]) keys[event.key.toLowerCase()]();
   else return;
   event.preventDefault();
 }, true);
 
-window.wsisegViewer = view; // for tests and for whoever opens the browser's console
 try {
   cases = await ask('api/cases');
   const wanted = decodeURIComponent(location.hash.slice(1));

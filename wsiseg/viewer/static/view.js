@@ -1,17 +1,8 @@
 // The slide with its layers: opacity, colours, curtain, scale bar, value under the cursor.
 
-import { Paint, imageSource, indexSource } from './layers.js';
+import { Paint, confidenceColors, imageSource, indexSource } from './layers.js';
 
 const OSD = window.OpenSeadragon;
-const viridis = [[68, 1, 84], [59, 82, 139], [33, 145, 140], [94, 201, 98], [253, 231, 37]];
-
-function confidenceColors() { // 1 to 255; 0 is where no network decided
-  return Array.from({ length: 255 }, (_, n) => {
-    const at = (n + 1) / 255 * (viridis.length - 1), low = Math.min(Math.floor(at), viridis.length - 2);
-    return [n + 1, viridis[low].map((c, k) => Math.round(c + (at - low) * (viridis[low + 1][k] - c)))];
-  });
-}
-
 const roundLength = um => {
   const power = 10 ** Math.floor(Math.log10(um));
   return [5, 2, 1].map(m => m * power).find(length => length <= um) ?? power;

@@ -1,0 +1,69 @@
+"""Where what belongs to a result lies: its image, its annotations, the report beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from wsiseg.batch.outcome import read_outcome
+from wsiseg.classes import MaskClass
+from wsiseg.names import SUFFIX, case_name
+from wsiseg.report import Report
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where to look for what belongs to the results: images (of stores without one), annotations."""
+
+    images: Path | None = None
+    truth: Path | None = None
+
+
+def own_name(store: Path) -> str:
+    """Of the case of a store, without the folders that it lies in."""
+    return store.name.removesuffix(SUFFIX)
+
+
+def paired(place: Path | None, store: Path) -> Path | None:
+    """What is named itself, or the file of a folder that has the name of a store's case."""
+    if place is None or not place.is_dir() or place.suffix == ".zarr":
+        return place
+    return next(
+        (p for p in inside(place) if p.suffix != ".zarr" and case_name(p) == own_name(store)),
+        None,
+    )
+
+
+def inside(folder: Path) -> Iterator[Path]:
+    """Files and .zarr folders below a folder, in the order of their names."""
+    for entry in sorted(folder.iterdir()):
+        if entry.name.startswith("."):
+            continue
+        if entry.suffix == ".zarr" or entry.is_file():
+            yield entry
+        elif entry.is_dir() and not entry.is_symlink():
+            yield from inside(entry)
+
+
+def report_of(store: Path) -> Report | None:
+    """What the run said, if it still lies beside the store."""
+    found = read_outcome(store.parent, own_name(store))
+    return found if isinstance(found, Report) else None
+
+
+def class_facts(classes: Sequence[MaskClass], report: Report | None) -> list[dict[str, Any]]:
+    """Each class with its share and its area or volume, None where no report says it."""
+    sizes = {size.index: size for size in report.classes} if report else {}
+    return [
+        {
+            "index": c.index,
+            "name": c.name,
+            "color": list(c.color),
+            "share": sizes[c.index].share if c.index in sizes else None,
+            "area_mm2": sizes[c.index].area_mm2 if c.index in sizes else None,
+            "volume_ml": sizes[c.index].volume_ml if c.index in sizes else None,
+        }
+        for c in classes
+    ]
