@@ -19,7 +19,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from wsiseg.annotations import open_truth, polygon_region
-from wsiseg.annotations.geojson import Mark, PolygonLabels, polygon_truth, read_marks
+from wsiseg.annotations.marks import Mark
+from wsiseg.annotations.polygons import PolygonLabels, polygon_truth
+from wsiseg.annotations.reading import read_marks
 from wsiseg.classes import BREAST8, VOID, MaskClass
 from wsiseg.errors import AnnotationError, SourceError, UnreadableSource
 from wsiseg.geometry import Geometry, Region

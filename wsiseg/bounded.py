@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -36,13 +37,18 @@ def read_bounded(path: Path, *, most: int) -> bytes:
     return data
 
 
-def parse_json(data: bytes) -> Any:
-    """The value in a JSON text. Raises ValueError, also for NaN, Infinity and what is nested too deep."""
+def parse_json(data: bytes, *, hook: Callable[[dict[str, Any]], Any] | None = None) -> Any:
+    """The value in a JSON text; `hook` gives what stands for an object, from the inmost ones on.
+
+    Raises ValueError, also for NaN, Infinity and what is nested too deep.
+    """
     count = sum(data.count(sign) for sign in (b",", b"[", b"{"))
     if count > MOST_VALUES:
         raise ValueError(f"it holds about {count} values; at most {MOST_VALUES} are read")
     try:
-        return json.loads(data.decode("utf-8"), parse_constant=_no_number, parse_int=_whole)
+        text = data.decode("utf-8")
+        del data
+        return json.loads(text, parse_constant=_no_number, parse_int=_whole, object_hook=hook)
     except RecursionError:
         raise ValueError("it is nested too deep") from None
 

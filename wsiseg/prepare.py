@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from wsiseg.annotations import Labels, open_truth, polygon_region
-from wsiseg.annotations.geojson import PolygonLabels
+from wsiseg.annotations.polygons import PolygonLabels
 from wsiseg.config import SegmentConfig
 from wsiseg.copies import Cache
 from wsiseg.errors import NoRoom, OutOfMemory, UsageError

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from wsiseg.annotations.geojson import polygon_region, polygon_truth
 from wsiseg.annotations.labels import Indices, Labels, check_indices, check_size, open_index_image
+from wsiseg.annotations.polygons import polygon_region, polygon_truth
+from wsiseg.annotations.reading import is_mark_file
 from wsiseg.classes import VOID, MaskClass
 from wsiseg.errors import AnnotationError
 from wsiseg.geometry import Geometry, Region
@@ -63,7 +64,7 @@ def open_truth(
         labels = SourceLabels(source, classes=classes, name=str(path))
     elif (volume := open_volume(path)) is not None:
         labels = label_volume(volume, path, classes=classes, native=native)
-    elif path.suffix.lower() in (".geojson", ".json"):
+    elif is_mark_file(path):
         return polygon_truth(path, classes=classes, grid=geometry.shape)
     else:
         labels = open_index_image(path, classes=classes)
