@@ -15,13 +15,13 @@ from wsiseg.errors import AnnotationError
 NO_AREAS = ("Point", "MultiPoint", "LineString", "MultiLineString")
 
 
-def geojson_outlines(path: Path, content: bytes) -> list[Outline]:
+def geojson_outlines(path: Path, text: str) -> list[Outline]:
     """The areas of a GeoJSON text; points, lines and empty polygons are passed over.
 
     Raises AnnotationError.
     """
     try:
-        data = parse_json(content, hook=_compact)
+        data = parse_json(text, hook=_compact)
     except ValueError as err:
         raise AnnotationError(f"{path} is not valid GeoJSON: {in_short(err)}") from None
     features = data.get("features") if isinstance(data, Mapping) else data

@@ -60,7 +60,10 @@ def _place(number: int, line: int | None) -> str:
 
 def encloses(ring: Ring) -> bool:
     """False of a ring with fewer than three corners, however it is closed."""
-    return len(ring) + (len(ring) > 0 and not np.array_equal(ring[0], ring[-1])) >= 4
+    if len(ring) < 3:
+        return False
+    x0, y0, x1, y1 = ring[0, 0], ring[0, 1], ring[-1, 0], ring[-1, 1]
+    return len(ring) > 3 or x0 != x1 or y0 != y1
 
 
 def make_marks(path: Path, outlines: Sequence[Outline]) -> list[Mark]:

@@ -60,8 +60,13 @@ def read_mark_file(path: Path) -> MarkFile:
         outlines, unit = _xml_outlines(path, content)
         areas = _drawn(path, outlines)
     else:
-        areas = geojson_outlines(path, content)
-    del content
+        try:
+            text = content.decode("utf-8")
+        except ValueError as err:
+            raise AnnotationError(f"{path} is not valid GeoJSON: {err}") from None
+        del content  # half of the memory that is taken
+        areas = geojson_outlines(path, text)
+        del text
     marks = make_marks(path, areas)
     if not marks:
         raise AnnotationError(f"{path} has no polygons")
