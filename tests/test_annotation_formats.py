@@ -310,9 +310,8 @@ def test_what_cannot_be_unpacked_is_refused(tmp_path: Path, monkeypatch: pytest.
 def test_twenty_thousand_cells_with_measurements_take_little_time_and_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        "wsiseg.annotations.reading.LARGEST_MARKS", 1 << 26
-    )  # a buffer of so much is asked for
+    # A buffer of so much is asked for, and not touched.
+    monkeypatch.setattr("wsiseg.annotations.reading.LARGEST_MARKS", 1 << 26)
     angles = np.linspace(0, 2 * np.pi, 20, endpoint=False)
     unit = np.round(np.stack([np.cos(angles), np.sin(angles)], axis=1) * 20, 2)
     measured = json.dumps({f"Nucleus: measurement {n}": n / 7 for n in range(20)})

@@ -1,7 +1,7 @@
 """Drawn areas on a pixel grid: polygons in level-0 pixels (x, y), rasterised region by region.
 
 A pixel belongs to a polygon if its centre lies inside; where polygons overlap, the later one in the
-file counts.
+file counts, or the smaller one.
 """
 
 from __future__ import annotations
@@ -14,24 +14,30 @@ import shapely
 from numpy.typing import NDArray
 from shapely.geometry import box
 
+from wsiseg.annotations.frames import placed
 from wsiseg.annotations.labels import Indices
 from wsiseg.annotations.marks import Mark
+from wsiseg.annotations.names import LEFT_OUT, values_of
 from wsiseg.annotations.reading import read_mark_file
-from wsiseg.bounded import shown
 from wsiseg.classes import VOID, MaskClass, index_of_name
+from wsiseg.config import DRAWN, AnnotationRules
 from wsiseg.errors import AnnotationError
 from wsiseg.geometry import Region, region_shape, relative_to
 
+BACKGROUND = "background"
 MOST_CROSSINGS = 1_000_000_000
 """Rows of pixels that all outlines of a file run through: 5000 of them as high as the highest slide."""
 CROSSINGS_AT_ONCE = 1 << 22
 
 
 class PolygonLabels:
-    """Polygons as class indices on a (y, x) grid; VOID where there is none."""
+    """Polygons as class indices on a (y, x) grid, `outside` where there is none; later ones lie on top."""
 
-    def __init__(self, marks: Sequence[Mark], values: Sequence[int], *, grid: tuple[int, ...]) -> None:
-        self._areas = [mark.area for mark in marks]
+    def __init__(
+        self, marks: Sequence[Mark], values: Sequence[int], *, grid: tuple[int, ...], outside: int = VOID
+    ) -> None:
+        self._areas = np.array([mark.area for mark in marks], object)
+        self._outside = outside
         self._bounds = shapely.bounds(self._areas)
         self._outlines = shapely.boundary(self._areas)
         self._values = list(values)
@@ -39,7 +45,9 @@ class PolygonLabels:
         self.shape = grid
 
     def touches(self, region: Region) -> bool:
-        """True where a polygon comes within a pixel of a region; never False where it lies inside."""
+        """True where a polygon comes within a pixel of a region; never False where it states something."""
+        if self._outside != VOID:
+            return True
         y, x = region
         frame = box(x.start - 1, y.start - 1, x.stop + 1, y.stop + 1)
         near = self._tree.query(frame)
@@ -50,7 +58,7 @@ class PolygonLabels:
         return any(_rasterise(self._areas[number], pixel).any() for number in near)
 
     def read(self, region: Region) -> Indices:
-        out = np.full(region_shape(region), VOID, np.uint8)
+        out = np.full(region_shape(region), self._outside, np.uint8)
         y, x = region
         frame = box(x.start - 1, y.start - 1, x.stop + 1, y.stop + 1)
         for number in sorted(self._tree.query(frame)):
@@ -119,45 +127,58 @@ def _check_crossings(path: Path, marks: Sequence[Mark], *, rows: int) -> None:
         )
 
 
-def _read(path: Path) -> list[Mark]:
-    found = read_mark_file(path)
-    if found.unit != "pixels":
-        raise AnnotationError(
-            f"{path} is in {found.unit} from the centre of the glass, which cannot be placed"
-        )
-    return found.marks
+def polygon_truth(
+    path: Path,
+    *,
+    classes: Sequence[MaskClass],
+    grid: tuple[int, ...],
+    spacing: tuple[float, ...] | None = None,
+    rules: AnnotationRules = DRAWN,
+    slide: Path | None = None,
+) -> PolygonLabels:
+    """Classed polygons as truth on a (y, x) grid of pixels of `spacing` µm; `slide` is what was drawn on.
 
-
-def polygon_truth(path: Path, *, classes: Sequence[MaskClass], grid: tuple[int, ...]) -> PolygonLabels:
-    """Classed polygons as truth. Raises AnnotationError for a class that is not among `classes`."""
-    marks = _read(path)
+    Raises AnnotationError for a class that is not among `classes`, UsageError for a table of other classes.
+    """
+    marks = placed(read_mark_file(path), path=path, rules=rules, spacing=spacing, slide=slide)
     _check_crossings(path, marks, rows=grid[0])
-    values = []
-    for mark in marks:
-        if mark.class_name is None:
-            raise AnnotationError(f"{path}: {mark.place} has no class; give it one or delete it")
-        index = index_of_name(classes, mark.class_name)
-        if index is None:
-            known = ", ".join(c.name for c in classes)
-            raise AnnotationError(
-                f"{path}: {mark.place} has class {shown(mark.class_name)}, which the model "
-                f"does not know; its classes are {known}"
-            )
-        values.append(index)
-    return PolygonLabels(marks, values, grid=grid)
+    values = values_of(marks, classes=classes, table=rules.class_names, path=path)
+    drawn = [(mark, value) for mark, value in zip(marks, values, strict=True) if value != LEFT_OUT]
+    if rules.annotation_overlap == "smaller":
+        sizes = _sizes([mark for mark, _ in drawn])
+        drawn = [drawn[n] for n in np.argsort(-sizes, kind="stable")]
+    outside = VOID
+    if rules.unannotated == "background":
+        background = index_of_name(classes, BACKGROUND)
+        if background is None:
+            raise AnnotationError(f"unannotated areas should be {BACKGROUND}, a class that the model has not")
+        outside = background
+    return PolygonLabels(*zip(*drawn, strict=True) if drawn else ((), ()), grid=grid, outside=outside)
 
 
-def polygon_region(path: Path, *, grid: tuple[int, ...]) -> PolygonLabels:
-    """All polygons of a file as one region of interest: 1 inside, VOID outside."""
-    marks = _read(path)
+def _sizes(marks: Sequence[Mark]) -> NDArray[np.float64]:
+    """Areas in pixels."""
+    areas = np.array([mark.area for mark in marks], object)
+    # Of an outline that crosses itself the two sides would count against each other.
+    crossed = ~shapely.is_valid(areas)
+    areas[crossed] = shapely.make_valid(areas[crossed])
+    return np.asarray(shapely.area(areas))
+
+
+def _drawn(path: Path, *, grid: tuple[int, ...], slide: Path | None) -> list[Mark]:
+    marks = placed(read_mark_file(path), path=path, rules=DRAWN, slide=slide)
     _check_crossings(path, marks, rows=grid[0])
+    return marks
+
+
+def polygon_region(path: Path, *, grid: tuple[int, ...], slide: Path | None = None) -> PolygonLabels:
+    """All polygons of a file as one region of interest: 1 inside, VOID outside. Raises AnnotationError."""
+    marks = _drawn(path, grid=grid, slide=slide)
     return PolygonLabels(marks, [1] * len(marks), grid=grid)
 
 
 def polygon_regions(path: Path, *, grid: tuple[int, ...]) -> list[tuple[Mark, PolygonLabels]]:
     """Each polygon of a file as a region of its own: 1 inside, VOID outside. Raises AnnotationError."""
-    marks = _read(path)
     if len(grid) != 2:
         raise AnnotationError(f"{path} holds polygons, which belong to slides; the mask is a volume")
-    _check_crossings(path, marks, rows=grid[0])
-    return [(mark, PolygonLabels([mark], [1], grid=grid)) for mark in marks]
+    return [(mark, PolygonLabels([mark], [1], grid=grid)) for mark in _drawn(path, grid=grid, slide=None)]

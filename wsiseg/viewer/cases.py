@@ -12,9 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsiseg.annotations import open_truth
-from wsiseg.batch.discovery import is_result
+from wsiseg.batch.discovery import MARKS, is_result
 from wsiseg.batch.outcome import read_outcome
 from wsiseg.classes import MaskClass
+from wsiseg.config import DRAWN, AnnotationRules
 from wsiseg.errors import IncompleteStore, UsageError
 from wsiseg.names import SUFFIX, case_name
 from wsiseg.report import Report
@@ -35,6 +36,8 @@ class Places:
 
     images: Path | None = None
     truth: Path | None = None
+    rules: AnnotationRules = DRAWN
+    """How annotations that are drawn marks are read."""
 
 
 class Case:
@@ -74,7 +77,13 @@ class Case:
             layers["confidence"] = IndexLayer(_levels(self.store.confidence), outside=0)
         truth = _paired(self._places.truth, self.store.path)
         if truth is not None:
-            labels = open_truth(truth, geometry=self.store.geometry, classes=self.classes)
+            labels = open_truth(
+                truth,
+                geometry=self.store.geometry,
+                classes=self.classes,
+                rules=self._places.rules,
+                slide=_paired(self._places.images, self.store.path),
+            )
             layers["truth"] = IndexLayer(TruthLevels(labels))
         return layers
 
@@ -170,7 +179,10 @@ def _paired(place: Path | None, store: Path) -> Path | None:
     if place is None or not place.is_dir() or place.suffix == ".zarr":
         return place
     own = store.name.removesuffix(SUFFIX)
-    return next((p for p in _inside(place) if p.suffix != ".zarr" and case_name(p) == own), None)
+    marks = {f"{own}{suffix}" for suffix in MARKS} - {store.name}
+    return next(
+        (p for p in _inside(place) if p.name in marks or (p.suffix != ".zarr" and case_name(p) == own)), None
+    )
 
 
 def find(path: Path, *, places: Places) -> dict[str, Case]:
