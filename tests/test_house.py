@@ -74,6 +74,11 @@ ROOMS = {
 }
 
 
+OF_MARKS = (
+    "--class-names", "--annotation-overlap", "--unannotated", "--annotation-units", "--annotation-frame",
+)  # fmt: skip
+
+
 def place(path: Path) -> str:
     """The module or subpackage of wsiseg that a file belongs to."""
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
@@ -228,18 +233,18 @@ def test_the_command_line_is_this() -> None:
     assert found == {
         "info": {"input", "--mpp", "--json"},
         "segment": {
-            "inputs", "--out", "--model", "--annotations", "--region", "--device", "--mpp", "--executor",
-            "--memory", "--taper", "--exact", "--image", "--confidence", "--no-tissue-filter",
+            "inputs", "--out", "--model", "--annotations", *OF_MARKS, "--region", "--device", "--mpp",
+            "--executor", "--memory", "--taper", "--exact", "--image", "--confidence", "--no-tissue-filter",
             "--allow-upsampling", "--trust-code", "--keep-identifiers", "--config", "--jobs", "--part",
             "--overwrite", "--json",
         },
-        "evaluate": {"--prediction", "--truth", "--out", "--model", "--json"},
+        "evaluate": {"--prediction", "--truth", "--out", "--model", "--input", *OF_MARKS, "--json"},
         "verify": {"store", "--json"},
         "export": {
             "store", "--to", "--out", "--tolerance", "--min-area", "--merge", "--frame", "--background",
             "--input", "--colors", "--mpp", "--regions", "--structure", "--around", "--overwrite", "--json",
         },
-        "view": {"path", "--images", "--truth", "--port", "--host", "--json"},
+        "view": {"path", "--images", "--truth", *OF_MARKS, "--port", "--host", "--json"},
         "train": {"run", "--json"},
         "demo": {"--out", "--json"},
         "models list": {"--json"},

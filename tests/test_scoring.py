@@ -71,9 +71,7 @@ def test_truth_that_does_not_fit_is_refused_before_anything_is_computed(slide: P
         wsiseg.segment(slide, tmp_path, annotations=tmp_path / "small.png", **SMALL)
     strange = tmp_path / "strange.geojson"
     strange.write_text(json.dumps([polygon("cartilage", (0, 0), (9, 0), (9, 9))]))
-    with pytest.raises(
-        AnnotationError, match="feature 1 has class 'cartilage', which the model does not know"
-    ):
+    with pytest.raises(AnnotationError, match=r"model does not know: 'cartilage' \(1, first: feature 1\)"):
         wsiseg.segment(slide, tmp_path, annotations=strange, **SMALL)
     with pytest.raises(AnnotationError, match="no such annotation"):
         wsiseg.segment(slide, tmp_path, annotations=tmp_path / "none.png", **SMALL)

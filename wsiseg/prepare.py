@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from wsiseg.annotations import Labels, open_truth, polygon_region
-from wsiseg.annotations.geojson import PolygonLabels
-from wsiseg.config import SegmentConfig
+from wsiseg.annotations.polygons import PolygonLabels
+from wsiseg.config import AnnotationRules, SegmentConfig
 from wsiseg.copies import Cache
 from wsiseg.errors import NoRoom, OutOfMemory, UsageError
 from wsiseg.execution import choose_execution
@@ -43,6 +43,7 @@ RGB_SHARE, MASK_SHARE, CONFIDENCE_SHARE, PYRAMID = 0.85, 0.05, 0.7, 4 / 3
 _NOT_DECISIVE = {
     "readers", "device", "memory", "trust_code", "limit_s", "lease_s", "cache", "cache_gb",
     "keep_identifiers",
+    *AnnotationRules.model_fields,
 }  # fmt: skip
 
 
@@ -145,7 +146,7 @@ def open_job(request: Request) -> Job:
     )
     region = None
     if request.region is not None:
-        region = polygon_region(request.region, grid=source.geometry.shape)
+        region = polygon_region(request.region, grid=source.geometry.shape, slide=request.input)
     inputs: dict[str, Any] = {
         "input": fingerprint(request.input, files=image_files(request.input)),
         "model": card.name,
@@ -161,6 +162,8 @@ def open_job(request: Request) -> Job:
             request.annotations,
             geometry=source.geometry,
             classes=card.classes,
+            rules=request.config,
+            slide=request.input,
             native=source.native if isinstance(source, VolumeSource) else None,
         )
     return Job(request, source, card, model, choice, region, truth, inputs)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from wsiseg.bounded import LARGEST_RECORD, read_bounded
+from wsiseg.config import AnnotationRules
 from wsiseg.exports import (
     confidence_nifti,
     confidence_picture,
@@ -69,7 +70,7 @@ def finished_report(job: Job, store: CaseStore, watch: Stopwatch) -> Report:
         except ValueError:
             logger.warning("%s is damaged and is written again", path)
         else:
-            same_marks = given is None or (report.annotations or {}).get("file") == fingerprint(given)
+            same_marks = given is None or report.annotations == _annotations(given, job.config)
             if same_marks and (report.identifiers is not None) == job.config.keep_identifiers:
                 return report.model_copy(update={"status": "already complete"})
     return make_report(job, store, watch, status="already complete")
@@ -112,7 +113,7 @@ def make_report(job: Job, store: CaseStore, watch: Stopwatch, *, status: Any) ->
             diagnosis=diagnosis,
             scores=found and found.plain,
             volume_scores=found and found.volume_scores,
-            annotations=_annotations(request.annotations),
+            annotations=_annotations(request.annotations, job.config),
             identifiers=read_identifiers(request.input) if job.config.keep_identifiers else None,
             seconds=watch.rounded(),
             bytes={"estimated": estimated_bytes(job), "store": _size(store.path)},
@@ -127,8 +128,17 @@ def _written(report: Report) -> Report:
     return report
 
 
-def _annotations(given: Path | None) -> dict[str, Any] | None:
-    return {"name": given.name, "file": fingerprint(given)} if given else None
+def _annotations(given: Path | None, rules: AnnotationRules) -> dict[str, Any] | None:
+    """What the scores were made with."""
+    if given is None:
+        return None
+    table = rules.class_names
+    return {
+        "name": given.name,
+        "file": fingerprint(given),
+        "class_names": fingerprint(table) if table and table.exists() else None,
+        **{name: getattr(rules, name) for name in AnnotationRules.model_fields if name != "class_names"},
+    }
 
 
 def _counts(entries: Sequence[dict[str, Any]]) -> Counter[int]:

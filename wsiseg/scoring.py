@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 
 from wsiseg.annotations import Labels, label_volume, open_truth
 from wsiseg.annotations.labels import IndexLabels, check_size, decoded, open_index_image
 from wsiseg.classes import VOID, MaskClass
-from wsiseg.config import SegmentConfig
+from wsiseg.config import AnnotationRules, SegmentConfig, make_rules
 from wsiseg.copies import Cache
-from wsiseg.errors import AnnotationError
+from wsiseg.errors import AnnotationError, UsageError
 from wsiseg.files import to_json, write_whole, writing
 from wsiseg.geometry import Geometry, Region
 from wsiseg.groups import ClassGroup
@@ -99,7 +100,7 @@ class Evaluation(Scores):
 
 @dataclass(frozen=True)
 class Prediction:
-    """A mask to be scored, and what is known of it. `geometry` is in pixels where no size is stated."""
+    """A mask to be scored, and what is known of it. `geometry` is in pixels unless `sized`."""
 
     labels: Labels
     classes: tuple[MaskClass, ...]
@@ -108,6 +109,7 @@ class Prediction:
     groups: tuple[ClassGroup, ...] = ()
     background: int | None = None
     confidence: Array | None = None
+    sized: bool = True
 
     def against(self, truth: Labels) -> Evaluation:
         """Scores against truth on the same grid; those of volumes where voxels have a size in mm."""
@@ -138,17 +140,26 @@ def evaluate(
     *,
     out: str | Path | None = None,
     model: str | Path | None = None,
+    input: str | Path | None = None,
+    **rules: Any,
 ) -> Evaluation:
     """Scores of a prediction (a store of this program, a class-index image or volume) against truth.
 
-    `truth` is a class-index image or volume, OME-Zarr labels or QuPath GeoJSON on the same grid. The
-    classes are those of the store; for a plain file those of `model`, by default the shipped one.
-    Groups of classes are those of `model`. With `out` the scores are also written there as JSON.
+    `truth` is a class-index image or volume, OME-Zarr labels or a file of drawn marks on the same grid.
+    `rules` (the fields of AnnotationRules) say how marks are read, and `input` names the slide that they were
+    drawn on where they count from its bounds or from the centre of the glass. The classes are those of the
+    store; for a plain file those of `model`, by default the shipped one. Groups of classes are those of
+    `model`. With `out` the scores are also written there as JSON.
     Raises WsisegError.
     """
+    asked = make_rules(rules)
     cache = Cache.of(SegmentConfig())
-    with cache.copy(to_path(prediction)) as path, cache.copy(to_path(truth)) as marks:
-        made = _scores(path, marks, model)
+    with ExitStack() as copies:
+        path, marks = (copies.enter_context(cache.copy(to_path(p))) for p in (prediction, truth))
+        slide = copies.enter_context(cache.copy(to_path(input))) if input else None
+        if slide is not None and not slide.exists():
+            raise UsageError(f"--input {input} is not there")
+        made = _scores(path, marks, model, rules=asked, slide=slide)
     if out is not None:
         target = to_path(out)
         with writing(target):
@@ -156,14 +167,24 @@ def evaluate(
     return made
 
 
-def _scores(path: Path, truth: Path, model: str | Path | None) -> Evaluation:
+def _scores(
+    path: Path, truth: Path, model: str | Path | None, *, rules: AnnotationRules, slide: Path | None
+) -> Evaluation:
     if not path.exists():
         raise AnnotationError(f"no such prediction: {path}")
     if path.is_dir():
         given = _of_store(CaseStore.open_complete(path), load_card(model) if model else None)
     else:
         given = _of_file(path, model)
-    marks = open_truth(truth, geometry=given.geometry, classes=given.classes, native=given.native)
+    marks = open_truth(
+        truth,
+        geometry=given.geometry,
+        classes=given.classes,
+        native=given.native,
+        rules=rules,
+        slide=slide,
+        sized=given.sized,
+    )
     check_size(marks.shape, geometry=given.geometry, name=str(truth))
     return given.against(marks)
 
@@ -191,4 +212,4 @@ def _of_file(path: Path, model: str | Path | None) -> Prediction:
     # Only the grid is compared: a plain picture has no pixel size.
     axes = "yx" if len(image.shape) == 2 else "zyx"
     grid = Geometry(axes=axes, shape=image.shape, spacing=(1.0,) * len(axes), unit="micrometer")
-    return Prediction(image, card.classes, grid)
+    return Prediction(image, card.classes, grid, sized=False)

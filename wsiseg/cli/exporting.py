@@ -9,7 +9,7 @@ import typer
 
 from wsiseg import display
 from wsiseg.bars import show_progress
-from wsiseg.cli.common import JsonFlag, print_json
+from wsiseg.cli.common import FrameName, JsonFlag, print_json
 from wsiseg.objects import to_path
 
 
@@ -22,13 +22,6 @@ class ExportKind(StrEnum):
     png = "png"
     csv = "csv"
     dicom_seg = "dicom-seg"
-
-
-class FrameName(StrEnum):
-    """Where (0, 0) of polygons lies."""
-
-    level0 = "level0"
-    bounds = "bounds"
 
 
 def export(

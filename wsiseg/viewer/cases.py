@@ -61,7 +61,13 @@ class Case:
             layers["confidence"] = IndexLayer(_levels(self.store.confidence), outside=0)
         truth = paired(self._places.truth, self.store.path)
         if truth is not None:
-            labels = open_truth(truth, geometry=self.store.geometry, classes=self.classes)
+            labels = open_truth(
+                truth,
+                geometry=self.store.geometry,
+                classes=self.classes,
+                rules=self._places.rules,
+                slide=paired(self._places.images, self.store.path),
+            )
             layers["truth"] = IndexLayer(TruthLevels(labels))
         return layers
 

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
+from wsiseg.config import DRAWN, AnnotationRules
 from wsiseg.errors import UsageError, WsisegError
 from wsiseg.viewer.cases import AnyCase, Case, find
 from wsiseg.viewer.places import Places
@@ -114,6 +115,7 @@ def open_viewer(
     *,
     images: Path | None = None,
     truth: Path | None = None,
+    rules: AnnotationRules = DRAWN,
     host: str = LOOPBACK,
     port: int = 0,
 ) -> ViewerServer:
@@ -121,7 +123,7 @@ def open_viewer(
     for place in (images, truth):
         if place is not None and not place.exists():
             raise UsageError(f"no such file or folder: {place}")
-    cases = find(path, places=Places(images, truth))
+    cases = find(path, places=Places(images, truth, rules))
     try:
         return ViewerServer(cases, host=host, port=port)
     except OSError as err:
