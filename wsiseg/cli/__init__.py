@@ -216,9 +216,10 @@ def view(
     host: Annotated[str, typer.Option(help="Address to serve at; others than this machine can reach it.")] = (
         "127.0.0.1"
     ),
+    read_only: Annotated[bool, typer.Option("--read-only", help="Store no reviews.")] = False,
     json: JsonFlag = False,
 ) -> None:
-    """Look at results in the browser, until Ctrl+C."""
+    """Look at results in the browser and review them, until Ctrl+C."""
     from wsiseg.viewer.server import open_viewer
 
     rules = make_rules(
@@ -230,7 +231,9 @@ def view(
             annotation_frame=annotation_frame,
         )
     )
-    with open_viewer(path, images=images, truth=truth, rules=rules, host=host, port=port) as server:
+    with open_viewer(
+        path, images=images, truth=truth, rules=rules, host=host, port=port, read_only=read_only
+    ) as server:
         found = {"url": server.url, "cases": list(server.cases)}
         print_json(found) if json else typer.echo(f"{len(server.cases)} cases at {server.url} (Ctrl+C ends)")
         with suppress(KeyboardInterrupt):  # the usual end

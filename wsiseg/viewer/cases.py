@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from wsiseg.annotations import open_truth
 from wsiseg.batch.discovery import is_result
 from wsiseg.classes import MaskClass
+from wsiseg.corrections import Corrections
 from wsiseg.errors import IncompleteStore, UsageError
 from wsiseg.names import SUFFIX
 from wsiseg.report import Report
@@ -77,6 +78,16 @@ class Case:
         found = paired(self._places.images, self.store.path)
         return None if found is None else open_source(found, mpp=self.store.plan.spacing[0])
 
+    @cached_property
+    def corrections(self) -> Corrections:
+        """What reviewers say of it."""
+        return Corrections(self.store, model=self.report.model["name"] if self.report else None)
+
+    @property
+    def verdicts(self) -> dict[str, str]:
+        """Of the reviewers, by initials."""
+        return {initials: layer.about.verdict for initials, layer in self.corrections.layers().items()}
+
     def at(self, row: int, column: int) -> dict[str, Any]:
         """Class and confidence at a pixel, and where it lies in µm."""
         plan = self.store.plan
@@ -116,6 +127,7 @@ class Case:
             "levels": top_level(self.shape),
             "layers": sorted(self.layers),
             "mean_iou": scores.mean_iou if scores else None,
+            "verdicts": self.verdicts,
         }
 
     def facts(self) -> dict[str, Any]:

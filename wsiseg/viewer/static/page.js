@@ -2,6 +2,7 @@
 
 import { SlideView } from './view.js';
 import { VolumeView } from './volume.js';
+import { ReviewPanel } from './review.js';
 
 const $ = id => document.getElementById(id);
 const ask = async path => {
@@ -22,6 +23,7 @@ const volumes = new VolumeView($('volume'), {
   message: $('message'), cursor: $('cursor'),
   grey: { box: $('grey'), channel: $('channel'), level: $('level'), width: $('width'), reset: $('usual'), cross: $('cross') },
 });
+const reviews = new ReviewPanel(slides, { told: verdicts => { cases[current].verdicts = verdicts; listCases(); } });
 let view = slides;
 let cases = [], current = -1, facts = null, on = new Set(), place = -1;
 
@@ -36,7 +38,8 @@ function listCases() {
     const src = one.kind === 'volume' ? `thumbnail/${name}` : `tiles/${layer}/${one.levels}/0/0/${name}`;
     const button = make('button', { onclick: () => show(number) },
       make('img', { src, alt: '', loading: 'lazy' }), make('span', { textContent: one.name }),
-      make('small', { textContent: one.mean_iou === null ? 'no truth' : `mean IoU ${one.mean_iou.toFixed(3)}` }));
+      make('small', { textContent: one.mean_iou === null ? 'no truth' : `mean IoU ${one.mean_iou.toFixed(3)}` }),
+      make('small', { className: 'verdicts', textContent: Object.entries(one.verdicts ?? {}).map(([who, said]) => `${who}: ${said}`).join(', ') }));
     if (number === current) button.setAttribute('aria-current', 'true');
     return button;
   }));
@@ -87,7 +90,7 @@ async function show(number) {
   const volume = facts.kind === 'volume';
   const size = volume ? `${[...facts.shape].reverse().join(' × ')} voxels of ${[...facts.mm].reverse().join(' × ')} mm`
     : `${facts.width} × ${facts.height} px, ${facts.um[1]} µm`;
-  for (const [id, hidden] of [['slide', volume], ['scale', volume], ['volume', !volume], ['grey', !volume], ['curtain', true]]) $(id).hidden = hidden;
+  for (const [id, hidden] of [['slide', volume], ['scale', volume], ['volume', !volume], ['grey', !volume], ['curtain', true], ['review', volume]]) $(id).hidden = hidden;
   $('unit').textContent = volume ? 'ml' : 'mm²';
   // Named for tests and for whoever opens the browser's console.
   view = window.wsisegViewer = volume ? volumes : slides;
@@ -100,6 +103,7 @@ async function show(number) {
   listClasses();
   listLayers();
   await view.open(facts);
+  if (!volume) await reviews.open(facts);
   view.update({ layer: 'mask', curtain: null });
   // The background covers what one wants to see.
   only(facts.classes.filter(c => c.name !== 'background').map(c => c.index));
