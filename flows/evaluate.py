@@ -13,7 +13,7 @@ from flows.common import artifact_key, iou_table
 
 
 @task(cache_policy=NO_CACHE)
-def score_case(prediction: str, truth: str, options: dict[str, Any]) -> dict[str, Any]:
+def score_case(prediction: str, truth: str | None, options: dict[str, Any]) -> dict[str, Any]:
     """Score one prediction and publish the table."""
     scores = wsiseg.evaluate(prediction, truth, **options)
     iou_table(scores, key=artifact_key("iou", Path(prediction).name.removesuffix(".ome.zarr")))
@@ -23,7 +23,8 @@ def score_case(prediction: str, truth: str, options: dict[str, Any]) -> dict[str
 @flow(name="evaluate", validate_parameters=True)
 def evaluate(
     prediction: str,
-    truth: str,
+    truth: str | None = None,
+    corrected: str | None = None,
     out: str | None = None,
     model: str | None = None,
     input: str | None = None,

@@ -170,7 +170,7 @@ def test_threads_that_draw_at_the_same_time_lose_nothing(store: CaseStore) -> No
         thread.start()
     for thread in threads:
         thread.join()
-    assert sorted(ids(Corrections(store))) == sorted(sum(names, []))
+    assert sorted(ids(Corrections(store))) == sorted(one for own in names for one in own)
 
 
 DRAWS = """

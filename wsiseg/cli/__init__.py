@@ -157,8 +157,12 @@ def segment(
 def evaluate(
     prediction: Annotated[str, typer.Option(help="A result (.ome.zarr), or class indices.")],
     truth: Annotated[
-        str, typer.Option(help="Class indices (image, volume, OME-Zarr labels), or a file of drawn marks.")
-    ],
+        str | None,
+        typer.Option(help="Class indices (image, volume, OME-Zarr labels), or a file of drawn marks."),
+    ] = None,
+    corrected: Annotated[
+        str | None, typer.Option(help="Initials of a reviewer whose polygons count instead, where they lie.")
+    ] = None,
     out: Annotated[str | None, typer.Option(help="Also write the scores there, as JSON.")] = None,
     model: Annotated[str | None, typer.Option(help="Whose classes a plain image has.")] = None,
     input: Annotated[
@@ -179,7 +183,9 @@ def evaluate(
         annotation_units=annotation_units,
         annotation_frame=annotation_frame,
     )
-    scores = wsiseg.evaluate(prediction, truth, out=out, model=model, input=input, **rules)
+    scores = wsiseg.evaluate(
+        prediction, truth, corrected=corrected, out=out, model=model, input=input, **rules
+    )
     print_json(scores.model_dump(mode="json")) if json else display.print_evaluation(scores)
 
 

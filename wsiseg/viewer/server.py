@@ -28,10 +28,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from wsiseg.config import DRAWN, AnnotationRules
 from pydantic import ValidationError
 
 from wsiseg.bounded import in_short
+from wsiseg.config import DRAWN, AnnotationRules
 from wsiseg.corrections import Outdated
 from wsiseg.errors import UsageError, WsisegError
 from wsiseg.viewer.cases import AnyCase, Case, find

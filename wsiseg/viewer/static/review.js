@@ -37,6 +37,7 @@ export class ReviewPanel {
 
   get initials() { return $('initials').value.trim(); }
   get own() { return this.layers[this.initials] ?? { wsiseg: { verdict: 'open', comment: '', version: 0 }, features: [] }; }
+  set own(layer) { this.layers[this.initials] = layer; }
   find(name) { return this.own.features.find(one => one.id === name); }
   url(...parts) { return ['api/review', ...[this.facts.name, ...parts].map(encodeURIComponent)].join('/'); }
 
@@ -63,32 +64,51 @@ export class ReviewPanel {
     this.show();
   }
 
-  // Changes
+  // Changes: shown at once as they will be stored, then sent.
+
+  known() {
+    if (this.initials) return true;
+    this.state('first say who you are: your initials', true);
+    $('initials').focus();
+    return false;
+  }
 
   say() {
-    const verdict = document.querySelector('input[name=verdict]:checked')?.value ?? 'open';
-    this.send('PUT', [], { verdict, comment: $('comment').value, version: this.own.wsiseg.version });
+    if (!this.known()) return;
+    const { wsiseg, features } = this.own, verdict = document.querySelector('input[name=verdict]:checked')?.value ?? 'open';
+    const said = { verdict, comment: $('comment').value };
+    this.own = { wsiseg: { ...wsiseg, ...said, version: wsiseg.version + 1 }, features };
+    this.send('PUT', [], { ...said, version: wsiseg.version });
   }
 
   // A polygon to be there with a class, or (polygons null) not to be there. Returns the change that undoes it.
-  set({ name, polygons, index }) {
-    const known = this.find(name);
+  put({ name, polygons, index }) {
+    const known = this.find(name), others = this.own.features.filter(one => one.id !== name);
     const before = { name, polygons: known ? polygonsOf(known.geometry) : null, index: this.indexOf(known) };
-    if (polygons) this.send('PUT', [name], { polygons, index, version: version(known) });
-    else if (known) this.send('DELETE', [name], null, `?version=${version(known)}`);
+    if (polygons) {
+      const { name: title, color } = this.facts.classes.find(one => one.index === index);
+      const made = {
+        id: name, geometry: { type: 'MultiPolygon', coordinates: polygons },
+        properties: { classification: { name: title, color }, wsiseg: { version: version(known) + 1 } },
+      };
+      this.own = { ...this.own, features: known ? this.own.features.map(one => one === known ? made : one) : [...others, made] };
+      this.send('PUT', [name], { polygons, index, version: version(known) });
+    } else if (known) {
+      this.own = { ...this.own, features: others };
+      this.send('DELETE', [name], null, `?version=${version(known)}`);
+    }
     return before;
   }
 
   change(wanted) {
-    if (!this.initials) { this.state('first say who you are: your initials', true); $('initials').focus(); return false; }
-    this.done.push(this.set(wanted));
+    if (!this.known()) return false;
+    this.done.push(this.put(wanted));
     this.undone = [];
     return true;
   }
 
   back(from, to) {
-    if (this.waiting.length || !from.length) return;
-    to.push(this.set(from.pop()));
+    if (from.length) to.push(this.put(from.pop()));
   }
 
   remove() {
@@ -105,6 +125,7 @@ export class ReviewPanel {
   }
 
   send(method, parts, body, query = '') {
+    this.show();
     this.waiting.push({ method, address: this.url(this.initials, ...parts) + query, initials: this.initials, body: body && JSON.stringify(body) });
     this.flush();
   }
@@ -126,7 +147,8 @@ export class ReviewPanel {
       }
       this.waiting.shift();
       if (answer.ok) {
-        this.layers[initials] = await answer.json();
+        const layer = await answer.json();
+        if (!this.waiting.length) this.layers[initials] = layer; // else it lacks what is on its way
         this.state('saved');
       } else {
         const said = await answer.text();
@@ -212,7 +234,7 @@ export class ReviewPanel {
   // Drawing: a click adds a corner, a line drawn by hand is closed when it is let go of.
 
   draw(on) {
-    if (on && !this.initials) { this.change({}); return; }
+    if (on && !this.known()) return;
     Object.assign(this, { drawing: on, corners: [], held: null });
     this.svg.classList.toggle('active', on);
     $('draw').setAttribute('aria-pressed', on);
