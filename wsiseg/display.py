@@ -131,9 +131,7 @@ def print_review(said: ReviewReport) -> None:
     lines = [f"{said.reviewer}: {said.verdict}, {said.polygons} polygons{other}"]
     lines += [f"{said.reviewer}: {said.comment}"] if said.comment else []
     for pair in said.agreement:
-        each = ", ".join(
-            f"{name} {_figure(iou)}" for name, iou in pair.iou.items() if iou is not None
-        )
+        each = ", ".join(f"{name} {_figure(iou)}" for name, iou in pair.iou.items() if iou is not None)
         lines.append(
             f"{' and '.join(pair.reviewers)} on {pair.pixels} pixels that both marked: "
             f"kappa {_figure(pair.kappa)}; IoU {each or '-'}"

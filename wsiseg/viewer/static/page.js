@@ -16,6 +16,7 @@ const make = (tag, properties = {}, ...children) => {
   return element;
 };
 const area = mm2 => mm2 === null ? '' : mm2 >= 10 ? mm2.toFixed(0) : mm2 && mm2 < 0.001 ? '< 0.001' : mm2.toFixed(3);
+const PLACE = 200; // level-0 pixels, at least, of a place that is looked at
 const percent = share => share === null ? '' : `${(100 * share).toFixed(1)}\u00a0%`;
 
 const slides = new SlideView($('slide'), { message: $('message'), cursor: $('cursor'), scale: $('scale'), curtain: $('curtain') });
@@ -76,7 +77,8 @@ function nextUnsure() {
   if (!facts.unsure.length) return;
   place = (place + 1) % facts.unsure.length;
   const found = facts.unsure[place];
-  view.go(found);
+  const more = facts.kind === 'volume' ? 0 : Math.max(0, (PLACE - found.width) / 2); // of a small place one sees where it is
+  view.go(more ? { x: found.x - more, y: found.y - more, width: found.width + 2 * more, height: found.height + 2 * more } : found);
   $('unsure-at').textContent = `${place + 1} of ${facts.unsure.length}: ${(100 * found.confidence).toFixed(0)} % sure`;
 }
 
