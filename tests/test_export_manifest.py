@@ -59,7 +59,8 @@ def test_a_review_is_trained_on_where_something_was_drawn(results: Path) -> None
         "name": "x", "classes": "breast8", "steps": 1,
         "network": {"name": "espnet", "arguments": {"classes": 8}},
         "data": {"manifest": "manifest.csv", "allow_empty_classes": True},
-        "patches": {"size": 32}, "spacing": {"value": 0.5},
+        "patches": {"size": 32},
+        "preprocessing": {"mean": [180, 140, 180], "std": [40, 50, 40]}, "spacing": {"value": 0.5},
         "card": {"training_data": "a test", "licence": "none", "intended_use": "a test"},
     }  # fmt: skip
     (results / "run.yaml").write_text(yaml.safe_dump(run))
