@@ -14,7 +14,7 @@ import pytest
 import wsiseg
 from tests.browsers import Page, browser, errors, skip_without_browser
 from wsiseg.annotations import open_truth
-from wsiseg.corrections import Corrections
+from wsiseg.reviews.corrections import Corrections
 from wsiseg.store import open_store
 from wsiseg.viewer.server import open_viewer
 

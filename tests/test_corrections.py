@@ -18,8 +18,8 @@ import pytest
 from tests.test_store import finished, make_plan
 from wsiseg.annotations import open_truth
 from wsiseg.classes import MaskClass
-from wsiseg.corrections import Corrections, Outdated, Review, area_of
 from wsiseg.errors import AnnotationError, UsageError
+from wsiseg.reviews.corrections import Corrections, Outdated, Review, area_of
 from wsiseg.store import CaseStore
 
 SQUARE = [[[(2, 3), (8, 3), (8, 9), (2, 9)]]]
@@ -176,7 +176,7 @@ def test_threads_that_draw_at_the_same_time_lose_nothing(store: CaseStore) -> No
 DRAWS = """
 import sys, uuid
 from pathlib import Path
-from wsiseg.corrections import Corrections
+from wsiseg.reviews.corrections import Corrections
 from wsiseg.store import open_store
 reviews = Corrections(open_store(Path(sys.argv[1])))
 while True:

@@ -12,10 +12,10 @@ import yaml
 from PIL import Image
 
 import wsiseg
-from wsiseg.corrections import Corrections
 from wsiseg.errors import UsageError
 from wsiseg.export.command import export_store
 from wsiseg.manifest import read_manifest
+from wsiseg.reviews.corrections import Corrections
 from wsiseg.store import open_store
 from wsiseg.training.cases import open_cases
 from wsiseg.training.run import read_run

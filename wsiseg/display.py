@@ -22,7 +22,7 @@ from wsiseg.store import CaseStore
 from wsiseg.volume_scores import VolumeScores
 
 if TYPE_CHECKING:
-    from wsiseg.reviewed import ReviewReport
+    from wsiseg.reviews.truth import ReviewReport
     from wsiseg.scoring import Evaluation  # loads torch
 
 AXES = ("z", "y", "x")

@@ -23,7 +23,7 @@ from wsiseg.models.zoo import DEFAULT_MODELS, load_card
 from wsiseg.objects import to_path
 from wsiseg.prepare import Job
 from wsiseg.reliability import Calibration
-from wsiseg.reviewed import Reviewed, ReviewReport
+from wsiseg.reviews.truth import Reviewed, ReviewReport
 from wsiseg.sources.base import Array
 from wsiseg.sources.native import Native
 from wsiseg.sources.volumes import open_volume

@@ -6,10 +6,10 @@ import csv
 import io
 from pathlib import Path
 
-from wsiseg.corrections import Corrections
 from wsiseg.errors import MissingSpacing, UsageError
 from wsiseg.export.streams import check_name, written
 from wsiseg.manifest import CaseRow, read_manifest
+from wsiseg.reviews.corrections import Corrections
 from wsiseg.sources import open_source
 from wsiseg.store import CaseStore
 

@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from wsiseg.annotations import open_truth
 from wsiseg.batch.discovery import is_result
 from wsiseg.classes import MaskClass
-from wsiseg.corrections import Corrections
 from wsiseg.errors import IncompleteStore, UsageError
 from wsiseg.names import SUFFIX
 from wsiseg.report import Report
+from wsiseg.reviews.corrections import Corrections
 from wsiseg.sources import Source, open_source
 from wsiseg.sources.omezarr import open_multiscale
 from wsiseg.store import CaseStore, open_store

@@ -16,7 +16,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from wsiseg.corrections import Corrections, Layer, Review
+from wsiseg.reviews.corrections import Corrections, Layer, Review
 
 LARGEST_BODY = 4 << 20
 """Bytes of a change: a polygon of the most corners has about half of them."""

@@ -32,8 +32,8 @@ from pydantic import ValidationError
 
 from wsiseg.bounded import in_short
 from wsiseg.config import DRAWN, AnnotationRules
-from wsiseg.corrections import Outdated
 from wsiseg.errors import UsageError, WsisegError
+from wsiseg.reviews.corrections import Outdated
 from wsiseg.viewer.cases import AnyCase, Case, find
 from wsiseg.viewer.places import Places
 from wsiseg.viewer.reviews import LARGEST_BODY, NotThere, Refused, all_layers, change, check_sender

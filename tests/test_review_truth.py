@@ -15,10 +15,10 @@ import wsiseg
 from tests.test_store import finished, make_plan
 from wsiseg.classes import MaskClass
 from wsiseg.cli import app
-from wsiseg.corrections import Corrections, Review
 from wsiseg.errors import AnnotationError, UsageError
 from wsiseg.metrics import ConfusionMatrix
-from wsiseg.reviewed import Reviewed, kappa
+from wsiseg.reviews.corrections import Corrections, Review
+from wsiseg.reviews.truth import Reviewed, kappa
 from wsiseg.store import CaseStore
 
 SHAPE = (20, 30)

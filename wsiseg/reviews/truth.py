@@ -10,10 +10,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from wsiseg.annotations import Indices, Labels, open_truth
 from wsiseg.classes import VOID
 from wsiseg.comparing import confusion
-from wsiseg.corrections import Corrections, Verdict
 from wsiseg.errors import AnnotationError
 from wsiseg.geometry import Region
 from wsiseg.metrics import ConfusionMatrix, score
+from wsiseg.reviews.corrections import Corrections, Verdict
 from wsiseg.store import CaseStore
 
 
