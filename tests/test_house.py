@@ -247,7 +247,8 @@ def test_the_command_line_is_this() -> None:
             "--input", "--colors", "--mpp", "--regions", "--structure", "--around", "--reviewer", "--patient",
             "--split", "--licence", "--overwrite", "--json",
         },
-        "view": {"path", "--images", "--truth", *OF_MARKS, "--port", "--host", "--read-only", "--json"},
+        "view": {
+            "path", "--images", "--truth", "--mask", "--model", "--mpp", *OF_MARKS, "--port", "--host", "--read-only", "--json"},
         "train": {"run", "--json"},
         "demo": {"--out", "--json"},
         "models list": {"--json"},

@@ -206,12 +206,19 @@ def verify(store: str, json: JsonFlag = False) -> None:
 
 @app.command()
 def view(
-    path: Annotated[Path, typer.Argument(help="A result (.ome.zarr), or a folder of results.")],
+    path: Annotated[Path, typer.Argument(help="A result (.ome.zarr), a folder of results, or a slide.")],
     images: Annotated[
         Path | None, typer.Option(help="Slides, or a folder of them, of results without an image.")
     ] = None,
     truth: Annotated[
         Path | None, typer.Option(help="Annotations, or a folder of them, to compare with.")
+    ] = None,
+    mask: Annotated[
+        Path | None, typer.Option(help="PATH is a slide: class indices or drawn marks to show on it.")
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="--mask: whose classes it has.")] = None,
+    mpp: Annotated[
+        float | None, typer.Option(help="--mask: µm per pixel of a slide that does not say it.")
     ] = None,
     class_names: ClassNames = None,
     annotation_overlap: AnnotationOverlap = None,
@@ -238,7 +245,16 @@ def view(
         )
     )
     with open_viewer(
-        path, images=images, truth=truth, rules=rules, host=host, port=port, read_only=read_only
+        path,
+        images=images,
+        truth=truth,
+        rules=rules,
+        host=host,
+        port=port,
+        read_only=read_only,
+        mask=mask,
+        model=model,
+        mpp=mpp,
     ) as server:
         found = {"url": server.url, "cases": list(server.cases)}
         print_json(found) if json else typer.echo(f"{len(server.cases)} cases at {server.url} (Ctrl+C ends)")

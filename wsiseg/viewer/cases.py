@@ -20,6 +20,7 @@ from wsiseg.reviews.corrections import Corrections
 from wsiseg.sources import Source, open_source
 from wsiseg.sources.omezarr import open_multiscale
 from wsiseg.store import CaseStore, open_store
+from wsiseg.viewer.loose import LooseCase
 from wsiseg.viewer.places import Places, class_facts, inside, paired, report_of
 from wsiseg.viewer.tiles import ImageLayer, IndexLayer, Layer, TruthLevels, top_level
 from wsiseg.viewer.volumes import UNSURE_PLACES, VolumeCase
@@ -140,7 +141,8 @@ class Case:
         }
 
 
-AnyCase = Case | VolumeCase
+SlideCase = Case | LooseCase
+AnyCase = SlideCase | VolumeCase
 
 
 def least_sure(cells: NDArray[np.uint8]) -> list[tuple[float, int, int, int, int]]:
@@ -197,5 +199,7 @@ def open_case(path: Path, *, name: str, places: Places) -> AnyCase:
 
 def _stores(folder: Path) -> Iterator[Path]:
     if not folder.is_dir():
-        raise UsageError(f"{folder} is neither a result (.ome.zarr) nor a folder of results")
+        raise UsageError(
+            f"{folder} is neither a result (.ome.zarr) nor a folder of results; of a slide name a --mask too"
+        )
     return (entry for entry in inside(folder) if is_result(entry))

@@ -34,7 +34,8 @@ from wsiseg.bounded import in_short
 from wsiseg.config import DRAWN, AnnotationRules
 from wsiseg.errors import UsageError, WsisegError
 from wsiseg.reviews.corrections import Outdated
-from wsiseg.viewer.cases import AnyCase, Case, find
+from wsiseg.viewer.cases import AnyCase, SlideCase, find
+from wsiseg.viewer.loose import open_loose
 from wsiseg.viewer.places import Places
 from wsiseg.viewer.reviews import LARGEST_BODY, NotThere, Refused, all_layers, change, check_sender
 from wsiseg.viewer.tiles import top_level
@@ -80,10 +81,10 @@ class ViewerServer(ThreadingHTTPServer):
         except KeyError:
             raise NotThere from None
 
-    def slide(self, name: str) -> Case:
+    def slide(self, name: str) -> SlideCase:
         """A slide by name. Raises NotThere."""
         found = self.case(name)
-        if not isinstance(found, Case):
+        if isinstance(found, VolumeCase):
             raise NotThere
         return found
 
@@ -124,15 +125,23 @@ def open_viewer(
     host: str = LOOPBACK,
     port: int = 0,
     read_only: bool = False,
+    mask: Path | None = None,
+    model: str | None = None,
+    mpp: float | None = None,
 ) -> ViewerServer:
     """A server of what `path` holds, which does not serve yet; `read_only` takes no reviews.
 
-    Raises UsageError, IncompleteStore.
+    With `mask` the path is a slide, whose classes are those of `model`, with pixels of `mpp` µm where it
+    does not say it. Raises WsisegError.
     """
-    for place in (images, truth):
+    for place in (images, truth, mask):
         if place is not None and not place.exists():
             raise UsageError(f"no such file or folder: {place}")
-    cases = find(path, places=Places(images, truth, rules))
+    places = Places(images, truth, rules)
+    if mask is None:
+        cases = find(path, places=places)
+    else:
+        cases = {**open_loose(path, mask, model=model, mpp=mpp, places=places)}
     try:
         return ViewerServer(cases, host=host, port=port, read_only=read_only)
     except OSError as err:

@@ -92,7 +92,7 @@ async function show(number) {
   const volume = facts.kind === 'volume';
   const size = volume ? `${[...facts.shape].reverse().join(' × ')} voxels of ${[...facts.mm].reverse().join(' × ')} mm`
     : `${facts.width} × ${facts.height} px, ${facts.um[1]} µm`;
-  for (const [id, hidden] of [['slide', volume], ['scale', volume], ['volume', !volume], ['grey', !volume], ['curtain', true], ['review', volume]]) $(id).hidden = hidden;
+  for (const [id, hidden] of [['slide', volume], ['scale', volume], ['volume', !volume], ['grey', !volume], ['curtain', true], ['review', volume || facts.reviewable === false]]) $(id).hidden = hidden;
   $('unit').textContent = volume ? 'ml' : 'mm²';
   // Named for tests and for whoever opens the browser's console.
   view = window.wsisegViewer = volume ? volumes : slides;
@@ -105,7 +105,7 @@ async function show(number) {
   listClasses();
   listLayers();
   await view.open(facts);
-  if (!volume) await reviews.open(facts);
+  if (!volume && facts.reviewable !== false) await reviews.open(facts); else reviews.close();
   view.update({ layer: 'mask', curtain: null });
   // The background covers what one wants to see.
   only(facts.classes.filter(c => c.name !== 'background').map(c => c.index));

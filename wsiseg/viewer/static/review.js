@@ -52,6 +52,14 @@ export class ReviewPanel {
     await this.load();
   }
 
+  // Of a case that has no reviews.
+  close() {
+    if (!this.facts) return;
+    this.reset();
+    Object.assign(this, { layers: {}, facts: null });
+    this.svg.replaceChildren();
+  }
+
   reset() {
     this.draw(false);
     Object.assign(this, { done: [], undone: [], selected: null });
