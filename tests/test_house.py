@@ -248,7 +248,9 @@ def test_the_command_line_is_this() -> None:
             "--split", "--licence", "--overwrite", "--json",
         },
         "view": {
-            "path", "--images", "--truth", "--mask", "--model", "--mpp", *OF_MARKS, "--port", "--host", "--read-only", "--json"},
+            "path", "--images", "--truth", "--mask", "--model", "--mpp", *OF_MARKS, "--port", "--host",
+            "--read-only", "--json",
+        },
         "train": {"run", "--json"},
         "demo": {"--out", "--json"},
         "models list": {"--json"},

@@ -30,6 +30,7 @@ from wsiseg.errors import AnnotationError, MissingSpacing, UsageError
 from wsiseg.geometry import Region
 from wsiseg.pyramid import mean, pick
 from wsiseg.viewer.cases import Case, find, least_sure
+from wsiseg.viewer.loose import LooseMask
 from wsiseg.viewer.places import Places
 from wsiseg.viewer.server import LOOPBACK, ViewerServer, open_viewer
 from wsiseg.viewer.tiles import APRON, TILE, ImageLayer, IndexLayer, TruthLevels, top_level
@@ -277,7 +278,7 @@ def test_a_slide_is_shown_with_a_mask_that_is_no_result(tmp_path: Path) -> None:
     image, mask = random_image((70, 90)), checkerboard((70, 90), side=10)
     Image.fromarray(np.moveaxis(image, 0, -1)).save(tmp_path / "slide.png")
     Image.fromarray(mask).save(tmp_path / "mask.png")
-    with open_viewer(tmp_path / "slide.png", mask=tmp_path / "mask.png", mpp=0.5) as server:
+    with open_viewer(tmp_path / "slide.png", mask=LooseMask(tmp_path / "mask.png", mpp=0.5)) as server:
         case = server.slide("slide")
         assert sorted(case.layers) == ["image", "mask"]
         tile = np.asarray(Image.open(io.BytesIO(server.tile("slide", "mask", 0, 0, 0)[0])))
@@ -288,10 +289,10 @@ def test_a_slide_is_shown_with_a_mask_that_is_no_result(tmp_path: Path) -> None:
         with pytest.raises(UsageError, match="reviews lie beside results"):
             assert case.corrections
     with pytest.raises(MissingSpacing, match="slide.png"):
-        open_viewer(tmp_path / "slide.png", mask=tmp_path / "mask.png")
+        open_viewer(tmp_path / "slide.png", mask=LooseMask(tmp_path / "mask.png"))
     Image.fromarray(mask[1:]).save(tmp_path / "small.png")
     with pytest.raises(AnnotationError, match="69 x 90 pixels"):
-        open_viewer(tmp_path / "slide.png", mask=tmp_path / "small.png", mpp=0.5)
+        open_viewer(tmp_path / "slide.png", mask=LooseMask(tmp_path / "small.png", mpp=0.5))
 
 
 def test_what_cannot_be_viewed_is_said_in_one_sentence(results: Path, server: ViewerServer) -> None:

@@ -233,6 +233,7 @@ def view(
     json: JsonFlag = False,
 ) -> None:
     """Look at results in the browser and review them, until Ctrl+C."""
+    from wsiseg.viewer.loose import LooseMask
     from wsiseg.viewer.server import open_viewer
 
     rules = make_rules(
@@ -244,17 +245,9 @@ def view(
             annotation_frame=annotation_frame,
         )
     )
+    loose = None if mask is None else LooseMask(mask, model, mpp)
     with open_viewer(
-        path,
-        images=images,
-        truth=truth,
-        rules=rules,
-        host=host,
-        port=port,
-        read_only=read_only,
-        mask=mask,
-        model=model,
-        mpp=mpp,
+        path, images=images, truth=truth, rules=rules, host=host, port=port, read_only=read_only, mask=loose
     ) as server:
         found = {"url": server.url, "cases": list(server.cases)}
         print_json(found) if json else typer.echo(f"{len(server.cases)} cases at {server.url} (Ctrl+C ends)")

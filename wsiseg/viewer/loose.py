@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from wsiseg.annotations import Labels, open_truth
 from wsiseg.errors import UsageError
-from wsiseg.models.card import ModelCard
 from wsiseg.models.zoo import DEFAULT_MODELS, load_card
 from wsiseg.names import case_name
 from wsiseg.reviews.corrections import Corrections
@@ -17,20 +17,28 @@ from wsiseg.viewer.places import Places, class_facts
 from wsiseg.viewer.tiles import ImageLayer, IndexLayer, Layer, TruthLevels, top_level
 
 
+@dataclass(frozen=True)
+class LooseMask:
+    """A mask of a slide: its classes are those of `model`; `mpp` (µm) where the slide does not say it."""
+
+    path: Path
+    model: str | None = None
+    mpp: float | None = None
+
+
 class LooseCase:
     """A slide and class indices on its grid; without a store there is no confidence and no review."""
 
-    def __init__(
-        self, slide: Path, mask: Path, *, card: ModelCard, mpp: float | None, places: Places
-    ) -> None:
+    def __init__(self, slide: Path, mask: LooseMask, *, places: Places) -> None:
         """Raises WsisegError where either cannot be read, or they are not of one size."""
         self.name = case_name(slide)
-        self._slide, self._card, self._places = slide, card, places
-        self._source: Source = open_source(slide, mpp=mpp)
+        self._slide, self._places = slide, places
+        self._card = load_card(mask.model or DEFAULT_MODELS["yx"])
+        self._source: Source = open_source(slide, mpp=mask.mpp)
         self._geometry = self._source.geometry
         if self._geometry.axes != "yx":
             raise UsageError(f"{slide} is a volume; a loose mask is shown on a slide")
-        self._mask = self._labels(mask)
+        self._mask = self._labels(mask.path)
 
     def _labels(self, path: Path) -> Labels:
         return open_truth(
@@ -93,14 +101,3 @@ class LooseCase:
             "unsure": [],
             "reviewable": False,
         }
-
-
-def open_loose(
-    slide: Path, mask: Path, *, model: str | None, mpp: float | None, places: Places
-) -> dict[str, LooseCase]:
-    """A slide with its mask by name; classes are those of `model`. Raises WsisegError."""
-    if not slide.exists():
-        raise UsageError(f"no such slide: {slide}")
-    card = load_card(model or DEFAULT_MODELS["yx"])
-    case = LooseCase(slide, mask, card=card, mpp=mpp, places=places)
-    return {case.name: case}

@@ -35,7 +35,7 @@ from wsiseg.config import DRAWN, AnnotationRules
 from wsiseg.errors import UsageError, WsisegError
 from wsiseg.reviews.corrections import Outdated
 from wsiseg.viewer.cases import AnyCase, SlideCase, find
-from wsiseg.viewer.loose import open_loose
+from wsiseg.viewer.loose import LooseCase, LooseMask
 from wsiseg.viewer.places import Places
 from wsiseg.viewer.reviews import LARGEST_BODY, NotThere, Refused, all_layers, change, check_sender
 from wsiseg.viewer.tiles import top_level
@@ -125,23 +125,22 @@ def open_viewer(
     host: str = LOOPBACK,
     port: int = 0,
     read_only: bool = False,
-    mask: Path | None = None,
-    model: str | None = None,
-    mpp: float | None = None,
+    mask: LooseMask | None = None,
 ) -> ViewerServer:
     """A server of what `path` holds, which does not serve yet; `read_only` takes no reviews.
 
-    With `mask` the path is a slide, whose classes are those of `model`, with pixels of `mpp` µm where it
-    does not say it. Raises WsisegError.
+    With `mask` the path is a slide. Raises WsisegError.
     """
-    for place in (images, truth, mask):
+    slide = None if mask is None else path
+    for place in (images, truth, slide, mask.path if mask else None):
         if place is not None and not place.exists():
             raise UsageError(f"no such file or folder: {place}")
     places = Places(images, truth, rules)
     if mask is None:
         cases = find(path, places=places)
     else:
-        cases = {**open_loose(path, mask, model=model, mpp=mpp, places=places)}
+        loose = LooseCase(path, mask, places=places)
+        cases = {loose.name: loose}
     try:
         return ViewerServer(cases, host=host, port=port, read_only=read_only)
     except OSError as err:
