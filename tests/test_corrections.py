@@ -107,7 +107,7 @@ def test_each_reviewer_has_a_layer(store: CaseStore) -> None:
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("initials", ["", "..", "a/b", "a b", "-a", "ninechars", "ä"])
+@pytest.mark.parametrize("initials", ["", "..", "A/B", "A B", "-A", "NINECHARS", "ab", "Ä"])
 def test_what_are_no_initials_names_no_file(store: CaseStore, initials: str) -> None:
     with pytest.raises(UsageError, match="no initials"):
         Corrections(store).say(initials, Review(), version=0)

@@ -29,9 +29,11 @@ from wsiseg.classes import MaskClass
 from wsiseg.errors import AnnotationError, UsageError
 from wsiseg.files import to_json, write_whole, writing
 from wsiseg.names import SUFFIX
+from wsiseg.objects import ObjectPath
 from wsiseg.store import CaseStore
 
-INITIALS = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,7}")
+INITIALS = re.compile(r"[A-Z0-9][A-Z0-9-]{0,7}")
+"""Capitals: some file systems do not tell them from small letters."""
 MOST_CORNERS = 100_000
 """Of a polygon that is drawn."""
 MOST_COMMENT = 4000
@@ -87,13 +89,15 @@ class Corrections:
     """The layers of all reviewers of a finished slide."""
 
     def __init__(self, store: CaseStore, *, model: str | None = None) -> None:
+        if isinstance(store.path, ObjectPath):
+            raise UsageError(f"{store.path} is an object; reviews lie beside a result on a disk")
         self._store, self._model = store, model
         self._case = store.path.name.removesuffix(SUFFIX)
 
     def path(self, initials: str) -> Path:
         """Where a reviewer's layer is. Raises UsageError for what are no initials."""
         if not INITIALS.fullmatch(initials):
-            raise UsageError(f"{initials!r} are no initials: 1 to 8 letters, digits or hyphens")
+            raise UsageError(f"{initials!r} are no initials: 1 to 8 capitals, digits or hyphens")
         return self._store.path.parent / f"{self._case}.review.{initials}.geojson"
 
     def reviewers(self) -> list[str]:

@@ -22,7 +22,7 @@ export class ReviewPanel {
     for (const kind of ['down', 'move', 'up']) this.svg.addEventListener(`pointer${kind}`, event => this.pointer(kind, event));
     this.svg.addEventListener('dblclick', () => this.close());
     $('initials').value = localStorage.getItem('wsiseg-initials') ?? '';
-    $('initials').onchange = () => { localStorage.setItem('wsiseg-initials', $('initials').value.trim()); this.reset(); this.show(); };
+    $('initials').onchange = () => { localStorage.setItem('wsiseg-initials', this.initials); this.reset(); this.show(); };
     for (const radio of document.getElementsByName('verdict')) radio.onchange = () => this.say();
     $('comment').onchange = () => this.say();
     $('draw').onclick = () => this.draw(!this.drawing);
@@ -35,7 +35,7 @@ export class ReviewPanel {
     window.addEventListener('beforeunload', event => { if (this.waiting.length || this.corners.length) event.preventDefault(); });
   }
 
-  get initials() { return $('initials').value.trim(); }
+  get initials() { return $('initials').value.trim().toUpperCase(); }
   get own() { return this.layers[this.initials] ?? { wsiseg: { verdict: 'open', comment: '', version: 0 }, features: [] }; }
   set own(layer) { this.layers[this.initials] = layer; }
   find(name) { return this.own.features.find(one => one.id === name); }
