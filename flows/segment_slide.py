@@ -48,6 +48,7 @@ def segment_slide(
     exact: bool | None = None,
     image: Literal["full", "model", "none"] | None = None,
     confidence: bool | None = None,
+    structure: bool | None = None,
     tissue_filter: bool | None = None,
     allow_upsampling: bool | None = None,
     trust_code: bool | None = None,

@@ -153,6 +153,6 @@ def test_flow_parameters_have_the_names_of_the_command_lines_options() -> None:
     }
     options = every - {"jobs", "part"}
     assert set(segment_slide.parameters.properties) == options | {"slide", "tissue_filter"}
-    of_slides = {"slide", "mpp", "region", "allow_upsampling", *AnnotationRules.model_fields}
+    of_slides = {"slide", "mpp", "region", "allow_upsampling", "structure", *AnnotationRules.model_fields}
     given = set(segment_slide.parameters.properties) - of_slides | {"volume"}
     assert set(segment_volume.parameters.properties) == given

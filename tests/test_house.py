@@ -234,7 +234,8 @@ def test_the_command_line_is_this() -> None:
         "info": {"input", "--mpp", "--json"},
         "segment": {
             "inputs", "--out", "--model", "--annotations", *OF_MARKS, "--region", "--device", "--mpp",
-            "--executor", "--memory", "--taper", "--exact", "--image", "--confidence", "--no-tissue-filter",
+            "--executor", "--memory", "--taper", "--exact", "--image", "--confidence", "--structure",
+            "--no-tissue-filter",
             "--allow-upsampling", "--trust-code", "--keep-identifiers", "--config", "--jobs", "--part",
             "--overwrite", "--json",
         },

@@ -67,6 +67,9 @@ class SegmentConfig(AnnotationRules):
     keep_identifiers: bool = Field(
         False, description="put what the file says of patient, specimen and hospital into the report"
     )
+    structure: bool = Field(
+        False, description="also count how the tissue of a slide is built: areas, boundaries, layers, pieces"
+    )
     tissue_filter: bool = Field(True, description="skip glass and set it to background")
     allow_upsampling: bool = Field(False, description="accept a slide coarser than the model")
     views: Views = Field(

@@ -42,7 +42,7 @@ RGB_SHARE, MASK_SHARE, CONFIDENCE_SHARE, PYRAMID = 0.85, 0.05, 0.7, 4 / 3
 """Bytes on disk per byte of pixels, on the safe side of what real slides gave, and for all levels."""
 _NOT_DECISIVE = {
     "readers", "device", "memory", "trust_code", "limit_s", "lease_s", "cache", "cache_gb",
-    "keep_identifiers",
+    "keep_identifiers", "structure",
     *AnnotationRules.model_fields,
 }  # fmt: skip
 
@@ -132,6 +132,8 @@ def open_job(request: Request) -> Job:
             f"no model is shipped for images with axes {source.geometry.axes}; name one with --model"
         )
     card = named or load_card(model)
+    if request.config.structure and source.geometry.axes != "yx":
+        raise UsageError(f"{request.input} is a volume; --structure is for slides, leave it out")
     if isinstance(source, VolumeSource):
         source.check()  # what is no number in it is found before anything is written
     if card.axes != source.geometry.axes or card.channels != source.num_channels:

@@ -15,18 +15,22 @@ from scipy import ndimage
 
 from wsiseg.bounded import LARGEST_RECORD, read_bounded
 from wsiseg.config import AnnotationRules
+from wsiseg.export.numbers import mask_levels, structure_of, structure_rows
+from wsiseg.export.tables import write_csv
 from wsiseg.exports import (
     confidence_nifti,
     confidence_picture,
     export_nifti,
     overlay_path,
     report_path,
+    structure_table,
 )
 from wsiseg.files import files_below, fingerprint, to_json, write_whole, writing
 from wsiseg.models.card import ModelCard
 from wsiseg.pictures import draw_case, draw_diagnosis
 from wsiseg.plan import StorePlan
 from wsiseg.prepare import Job, estimated_bytes
+from wsiseg.progress import no_progress
 from wsiseg.report import (
     ConfidenceReport,
     Report,
@@ -41,6 +45,7 @@ from wsiseg.scoring import Evaluation, score_case
 from wsiseg.smaller import remark
 from wsiseg.sources.identifiers import read_identifiers
 from wsiseg.store import CaseStore
+from wsiseg.structure import Structure
 
 logger = logging.getLogger(__name__)
 
@@ -64,6 +69,8 @@ def finished_report(job: Job, store: CaseStore, watch: Stopwatch) -> Report:
     pictures = [overlay_path(job.request)]
     if store.plan.confidence:
         pictures.append(confidence_picture(job.request))
+    if job.config.structure:
+        pictures.append(structure_table(job.request))
     if all(file.is_file() for file in (path, *pictures)):
         try:
             report = Report.model_validate_json(read_bounded(path, most=LARGEST_RECORD))
@@ -71,7 +78,8 @@ def finished_report(job: Job, store: CaseStore, watch: Stopwatch) -> Report:
             logger.warning("%s is damaged and is written again", path)
         else:
             same_marks = given is None or report.annotations == _annotations(given, job.config)
-            if same_marks and (report.identifiers is not None) == job.config.keep_identifiers:
+            same = (report.identifiers is not None) == job.config.keep_identifiers
+            if same_marks and same and (report.structure is not None) >= job.config.structure:
                 return report.model_copy(update={"status": "already complete"})
     return make_report(job, store, watch, status="already complete")
 
@@ -90,6 +98,10 @@ def make_report(job: Job, store: CaseStore, watch: Stopwatch, *, status: Any) ->
         diagnosis = draw_diagnosis(job, store)
     with watch.stage("export"):
         nifti, sure = export_nifti(job, store), confidence_nifti(job, store)
+    built = None
+    if job.config.structure:
+        with watch.stage("structure"):
+            built = _structure(job, store)
     void = _void(entries, total=math.prod(plan.shape))
     return _written(
         Report(
@@ -111,6 +123,7 @@ def make_report(job: Job, store: CaseStore, watch: Stopwatch, *, status: Any) ->
             void=void,
             confidence=_confidence(job, store, sums, nifti=sure, found=found),
             diagnosis=diagnosis,
+            structure=built,
             scores=found and found.plain,
             volume_scores=found and found.volume_scores,
             annotations=_annotations(request.annotations, job.config),
@@ -120,6 +133,16 @@ def make_report(job: Job, store: CaseStore, watch: Stopwatch, *, status: Any) ->
             remarks=_remarks(job, store, void),
         )
     )
+
+
+def _structure(job: Job, store: CaseStore) -> Structure:
+    """How the tissue is built, also as a table beside the store."""
+    found = structure_of(
+        mask_levels(store), classes=store.plan.classes, geometry=store.geometry, mpp=None, around=None,
+        min_um2=None, progress=no_progress,
+    )  # fmt: skip
+    write_csv(structure_table(job.request), structure_rows(found))
+    return found
 
 
 def _written(report: Report) -> Report:

@@ -97,6 +97,9 @@ def segment(
     ] = None,
     image: Annotated[StoredImage | None, typer.Option(help="Stored image: level 0, model's, none.")] = None,
     confidence: Annotated[bool | None, typer.Option("--confidence", help="Store how sure it is.")] = None,
+    structure: Annotated[
+        bool | None, typer.Option("--structure", help="Also count how a slide's tissue is built.")
+    ] = None,
     no_tissue_filter: Annotated[bool, typer.Option("--no-tissue-filter", help="Segment glass too.")] = False,
     allow_upsampling: Annotated[
         bool | None, typer.Option("--allow-upsampling", help="Accept a slide coarser than the model.")
@@ -131,6 +134,7 @@ def segment(
         "exact": exact,
         "image": image and image.value,
         "confidence": confidence,
+        "structure": structure,
         "tissue_filter": False if no_tissue_filter else None,
         "allow_upsampling": allow_upsampling,
         "trust_code": trust_code,

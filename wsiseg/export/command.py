@@ -21,7 +21,7 @@ from wsiseg.export.dicomseg import MOST_PIXELS, write_dicom_seg
 from wsiseg.export.geojson import Outlines, write_geojson
 from wsiseg.export.manifest import write_training_row
 from wsiseg.export.nifti import write_nifti
-from wsiseg.export.numbers import structure_of, structure_rows
+from wsiseg.export.numbers import mask_levels, structure_of, structure_rows
 from wsiseg.export.ometiff import write_ome_tiff
 from wsiseg.export.png import write_png
 from wsiseg.export.tables import class_rows, class_table, write_csv
@@ -34,7 +34,7 @@ from wsiseg.sources import image_files, open_source
 from wsiseg.sources.dicom_headers import reference_headers
 from wsiseg.sources.slide import bounds_corner
 from wsiseg.sources.volume import VolumeSource
-from wsiseg.store import MASK, CaseStore, open_store
+from wsiseg.store import CaseStore, open_store
 
 BACKGROUND = "background"
 
@@ -91,9 +91,7 @@ class Task:
     @property
     def levels(self) -> list[Any]:
         """The mask and its coarser levels."""
-        made = (self.store.completion() or {}).get("levels", {})
-        count = 1 + sum(name.startswith(f"{MASK}/") for name in made)
-        return [self.store.mask(n) for n in range(count)]
+        return mask_levels(self.store)
 
     @contextmanager
     def input(self, why: str) -> Iterator[Path]:
