@@ -19,11 +19,12 @@ demo: .venv/installed  ## the whole job on the shipped samples, into demo/
 	$(BIN)/python -m flows.demo demo
 
 test: .venv/installed  ## every test that the Python environment alone can run
-	$(BIN)/pytest -m "not cluster" --numprocesses logical --maxprocesses 4 --dist loadfile --durations=10
+	$(BIN)/pytest -m "not cluster and not browser" --numprocesses logical --maxprocesses 4 --dist loadfile --durations=10
 
-test-system: .venv/installed  ## what needs packages of the system, which it installs: a server on PostgreSQL, Dask
+test-system: .venv/installed  ## what needs packages of the system, which it installs: a server on PostgreSQL, Dask, a browser
 	flows/cluster/postgres.sh install
-	$(BIN)/pytest -m cluster --durations=5
+	tests/chromium.sh
+	$(BIN)/pytest -m "cluster or browser" --durations=5
 
 lint: .venv/installed
 	$(BIN)/ruff check
