@@ -247,8 +247,8 @@ def test_the_mask_lies_on_the_slide_to_the_pixel_at_every_zoom(page: Page, tmp_p
         seen = set()
         for zoom in (0.25, 0.31, 0.5, 0.77, 1.0, 1.6, 3.0):
             page.run(
-                "void wsisegViewer.osd.viewport.zoomTo(wsisegViewer.items.mask.imageToViewportZoom(arguments[0]), "
-                "null, true)",
+                "void wsisegViewer.osd.viewport.zoomTo("
+                "wsisegViewer.items.mask.imageToViewportZoom(arguments[0]), null, true)",
                 zoom,
             )
             page.run("wsisegViewer.update({ shown: true })")

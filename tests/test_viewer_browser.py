@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -148,3 +149,22 @@ def test_outlines_are_where_classes_meet(page: Any) -> None:
     marked = drawn(page, 0)[::-1, ::-1, 1] == 0  # the grey below is 127
     page.execute_script("document.getElementById('outline').click()")
     np.testing.assert_array_equal(marked, border)
+
+
+def test_a_case_that_cannot_be_shown_says_so_and_stops_no_other(tmp_path: Path) -> None:
+    skip_without_browser()
+    for name in ("v", "w"):
+        stored(tmp_path / "out" / f"{name}.ome.zarr", checkers(SHAPE))
+    (tmp_path / "scans").mkdir()
+    (tmp_path / "scans" / "v.nii.gz").write_bytes(b"no such file")
+    with open_viewer(tmp_path / "out", images=tmp_path / "scans") as server, browser() as driver:
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+        driver.get(server.url)
+        said = "document.getElementById('message').textContent"
+        wait_for(driver, f"{said}.startsWith('v cannot be shown: ')")
+        assert "cannot be read as NIfTI" in driver.execute_script(f"return {said}")
+        driver.find_elements("css selector", "#cases button")[1].click()
+        wait_for(
+            driver, "window.wsisegViewer?.facts?.name === 'w' && window.wsisegViewer.planes[0].index >= 0"
+        )
+        server.shutdown()

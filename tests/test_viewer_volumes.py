@@ -159,6 +159,7 @@ def test_a_volume_has_its_image_its_doubt_and_its_truth(tmp_path: Path) -> None:
     assert not any(place["z"] < 8 and place["y"] < 8 and place["x"] < 8 for place in facts["unsure"])
     low, high = facts["channels"][0]["window"]
     assert facts["channels"][0]["range"][0] <= low < high <= facts["channels"][0]["range"][1]
+    assert sorted(case.layers) == facts["layers"]
     before = case.layers
     case.forget()
     assert case.layers is not before
@@ -194,6 +195,16 @@ def test_a_voxel_of_a_slice_lies_where_its_file_says(
     assert [(v.name, v.axis, v.left, v.right) for v in VIEWS] == [
         ("axial", 0, "R", "L"), ("coronal", 1, "R", "L"), ("sagittal", 2, "A", "P"),
     ]  # fmt: skip
+
+
+def test_the_list_of_cases_opens_no_images(tmp_path: Path) -> None:
+    stored(tmp_path / "out" / "v.ome.zarr", checkers(SHAPE))
+    broken = tmp_path / "v.nii.gz"
+    broken.write_bytes(b"no such file")
+    case = case_of(tmp_path / "out", Places(images=broken, truth=broken))
+    assert case.summary()["layers"] == ["image", "mask", "truth"]
+    with pytest.raises(wsiseg.WsisegError, match="cannot be read as NIfTI"):
+        case.facts()
 
 
 def test_where_nothing_says_how_a_volume_lies_no_side_is_named(tmp_path: Path) -> None:

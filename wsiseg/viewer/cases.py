@@ -21,7 +21,7 @@ from wsiseg.sources import Source, open_source
 from wsiseg.sources.omezarr import open_multiscale
 from wsiseg.store import CaseStore, open_store
 from wsiseg.viewer.loose import LooseCase
-from wsiseg.viewer.places import Places, class_facts, inside, paired, report_of
+from wsiseg.viewer.places import Places, class_facts, inside, layer_names, paired, report_of
 from wsiseg.viewer.tiles import ImageLayer, IndexLayer, Layer, TruthLevels, top_level
 from wsiseg.viewer.volumes import UNSURE_PLACES, VolumeCase
 
@@ -126,7 +126,7 @@ class Case:
             "height": self.shape[0],
             "width": self.shape[1],
             "levels": top_level(self.shape),
-            "layers": sorted(self.layers),
+            "layers": layer_names(self.store, self._places),
             "mean_iou": scores.mean_iou if scores else None,
             "verdicts": self.verdicts,
         }

@@ -13,6 +13,7 @@ from wsiseg.classes import MaskClass
 from wsiseg.config import DRAWN, AnnotationRules
 from wsiseg.names import SUFFIX, case_name
 from wsiseg.report import Report
+from wsiseg.store import CaseStore
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,17 @@ def inside(folder: Path) -> Iterator[Path]:
             yield entry
         elif entry.is_dir() and not entry.is_symlink():
             yield from inside(entry)
+
+
+def layer_names(store: CaseStore, places: Places) -> list[str]:
+    """What a case can show, by name and in order, without opening any of it."""
+    has = {
+        "confidence": store.plan.confidence,
+        "image": store.plan.image_shape is not None or paired(places.images, store.path) is not None,
+        "mask": True,
+        "truth": paired(places.truth, store.path) is not None,
+    }
+    return [name for name, there in has.items() if there]
 
 
 def report_of(store: Path) -> Report | None:

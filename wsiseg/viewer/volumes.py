@@ -22,7 +22,7 @@ from wsiseg.sources.nifti import nifti_grid
 from wsiseg.sources.omezarr import open_multiscale
 from wsiseg.sources.volume import VolumeSource
 from wsiseg.store import CaseStore
-from wsiseg.viewer.places import Places, class_facts, own_name, paired, report_of
+from wsiseg.viewer.places import Places, class_facts, layer_names, own_name, paired, report_of
 from wsiseg.viewer.slices import SliceLayer
 from wsiseg.windows import slabs
 
@@ -160,7 +160,7 @@ class VolumeCase:
             "name": self.name,
             "kind": "volume",
             "shape": list(self.shape),
-            "layers": sorted(self.layers),
+            "layers": layer_names(self.store, self._places),
             "mean_iou": scores.mean_iou if scores else None,
         }
 
@@ -231,11 +231,11 @@ def _cube_means(sure: NDArray[np.uint8]) -> NDArray[np.float64]:
 
     def sums(values: NDArray[Any]) -> NDArray[np.int64]:
         for axis in range(3):
-            values = np.add.reduceat(values, np.arange(0, values.shape[axis], UNSURE_VOXELS), axis=axis)
-        return values.astype(np.int64)
+            starts = np.arange(0, values.shape[axis], UNSURE_VOXELS)
+            values = np.add.reduceat(values, starts, axis=axis, dtype=np.int64)
+        return values
 
-    decided = sums((sure > 0).astype(np.int64))
-    voxels = sums(np.ones(sure.shape, np.int64))
+    decided, voxels = sums(sure > 0), sums(np.broadcast_to(np.True_, sure.shape))
     means = np.full(decided.shape, np.nan)
-    np.divide(sums(sure.astype(np.int64)), decided, out=means, where=4 * decided >= voxels)
+    np.divide(sums(sure), decided, out=means, where=4 * decided >= voxels)
     return means

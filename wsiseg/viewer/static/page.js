@@ -83,7 +83,19 @@ function nextUnsure() {
 }
 
 async function show(number) {
+  try {
+    await open(number);
+  } catch (error) { // of this case: the others can still be shown
+    $('message').textContent = `${cases[current]?.name ?? 'This case'} cannot be shown: ${error.message}`;
+    $('message').hidden = false;
+    $('title').textContent = $('facts').textContent = '';
+    for (const id of ['slide', 'scale', 'volume']) $(id).hidden = true;
+  }
+}
+
+async function open(number) {
   current = (number + cases.length) % cases.length;
+  listCases();
   facts = await ask(`api/case/${encodeURIComponent(cases[current].name)}`);
   place = -1;
   $('unsure-at').textContent = '';
@@ -101,7 +113,6 @@ async function show(number) {
   $('facts').textContent = [facts.model, size, facts.mean_iou === null ? null : `mean IoU ${facts.mean_iou.toFixed(3)}`].filter(Boolean).join(' · ');
   document.title = `${facts.name} - wsiseg`;
   location.hash = encodeURIComponent(facts.name);
-  listCases();
   listClasses();
   listLayers();
   await view.open(facts);
