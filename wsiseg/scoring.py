@@ -147,7 +147,8 @@ def evaluate(
 
     `truth` is a class-index image or volume, OME-Zarr labels or a file of drawn marks on the same grid.
     `rules` (the fields of AnnotationRules) say how marks are read, and `input` names the slide that they were
-    drawn on where they count from its bounds or from the centre of the glass. The classes are those of the store; for a plain file those of `model`, by default the shipped one.
+    drawn on where they count from its bounds or from the centre of the glass. The classes are those of the
+    store; for a plain file those of `model`, by default the shipped one.
     Groups of classes are those of `model`. With `out` the scores are also written there as JSON.
     Raises WsisegError.
     """
