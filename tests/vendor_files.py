@@ -99,8 +99,8 @@ def _mirax_index(levels: Sequence[Sequence[tuple[int, int, int, int]]]) -> bytes
 # -- TIFFs with tags or texts of their own ----------------------------------------------------------------
 
 
-def write_ndpi(path: Path, rgb: Rgb) -> Path:
-    """A Hamamatsu slide of two levels and a macro image, each one JPEG."""
+def write_ndpi(path: Path, rgb: Rgb, *, middle_nm: tuple[int, int] = (0, 0)) -> Path:
+    """A Hamamatsu slide of two levels and a macro image, each one JPEG; `middle_nm` (y, x) is its place."""
     with tifffile.TiffWriter(path) as file:
         for image, lens in ((rgb, 20.0), (halved(rgb), 10.0), (rgb[:32, :64], -1.0)):
             file.write(
@@ -108,8 +108,9 @@ def write_ndpi(path: Path, rgb: Rgb) -> Path:
                 compressionargs={"level": 95, "subsampling": "444"}, resolution=(25_000, 20_000),
                 resolutionunit="CENTIMETER",
                 extratags=[
-                    (65420, "I", 1, 1, True), (65421, "f", 1, lens, True), (65422, "i", 1, 0, True),
-                    (65423, "i", 1, 0, True), (65424, "i", 1, 0, True),
+                    (65420, "I", 1, 1, True), (65421, "f", 1, lens, True),
+                    (65422, "i", 1, middle_nm[1], True), (65423, "i", 1, middle_nm[0], True),
+                    (65424, "i", 1, 0, True),
                 ],
             )  # fmt: skip
     return path

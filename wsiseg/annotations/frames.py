@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,9 +14,9 @@ from wsiseg.annotations.marks import Mark
 from wsiseg.annotations.reading import MarkFile
 from wsiseg.config import AnnotationRules
 from wsiseg.errors import AnnotationError
-from wsiseg.sources.slide import bounds_corner, on_glass
+from wsiseg.sources.slide import OnGlass, bounds_corner, on_glass
 
-Pair = NDArray[np.float64]
+Corners = NDArray[np.float64]
 
 
 def placed(
@@ -34,7 +34,7 @@ def placed(
     needed and missing.
     """
     if found.unit == "nanometres":
-        return _moved(found.marks, *_from_glass(path, slide))
+        return _moved(found.marks, _glass(path, slide).to_px)
     scale, corner = np.ones(2), np.zeros(2)
     if rules.annotation_units == "micrometres":
         if spacing is None:
@@ -46,10 +46,12 @@ def placed(
         if slide is None:
             raise AnnotationError(f"{path} counts from the bounds of a slide: name its file with --input")
         corner = np.array(bounds_corner(slide)[::-1], float)
-    return _moved(found.marks, scale, corner)
+    if (scale == 1).all() and (corner == 0).all():
+        return found.marks  # the file's own corners, to the last bit
+    return _moved(found.marks, lambda xy: xy * scale + corner)
 
 
-def _from_glass(path: Path, slide: Path | None) -> tuple[Pair, Pair]:
+def _glass(path: Path, slide: Path | None) -> OnGlass:
     if slide is None:
         raise AnnotationError(
             f"{path} counts from the centre of the glass, and where that is stands in the slide's file: "
@@ -61,12 +63,9 @@ def _from_glass(path: Path, slide: Path | None) -> tuple[Pair, Pair]:
             f"{path} counts from the centre of the glass, and {slide} does not say where its image lies "
             "on it; only Hamamatsu's files do: convert the marks to GeoJSON"
         )
-    nm = 1000 * np.array(glass.spacing_um[::-1])
-    return 1 / nm, np.array(glass.shape[::-1]) / 2 - np.array(glass.middle_nm[::-1]) / nm
+    return glass
 
 
-def _moved(marks: Sequence[Mark], scale: Pair, shift: Pair) -> list[Mark]:
-    if (scale == 1).all() and (shift == 0).all():
-        return list(marks)  # the file's own corners, to the last bit
-    areas = shapely.transform(np.array([mark.area for mark in marks]), lambda xy: xy * scale + shift)
+def _moved(marks: Sequence[Mark], place: Callable[[Corners], Corners]) -> list[Mark]:
+    areas = shapely.transform(np.array([mark.area for mark in marks]), place)
     return [replace(mark, area=area) for mark, area in zip(marks, areas, strict=True)]

@@ -17,6 +17,10 @@ class ExportKind(StrEnum):
     """What is written."""
 
     geojson = "geojson"
+    asap = "asap"
+    imagescope = "imagescope"
+    halo = "halo"
+    ndpa = "ndpa"
     ome_tiff = "ome-tiff"
     nifti = "nifti"
     png = "png"
@@ -30,24 +34,22 @@ def export(
     to: Annotated[ExportKind, typer.Option(help="What to write.")],
     out: Annotated[str, typer.Option(help="Path of the file.")],
     tolerance: Annotated[
-        float | None, typer.Option(metavar="UM", help="geojson: simplify outlines by up to so many µm.")
+        float | None, typer.Option(metavar="UM", help="Polygons: simplify outlines by up to so many µm.")
     ] = None,
     min_area: Annotated[
         float | None,
-        typer.Option(metavar="UM2", help="geojson: drop smaller pieces; csv --structure: list none."),
+        typer.Option(metavar="UM2", help="Polygons: drop smaller pieces; csv --structure: list none."),
     ] = None,
     merge: Annotated[
-        bool, typer.Option("--merge", help="geojson: cut no polygon; all are kept in memory.")
+        bool, typer.Option("--merge", help="Polygons: cut no polygon; all are kept in memory.")
     ] = False,
     frame: Annotated[
-        FrameName | None, typer.Option(help="geojson: (0, 0) is level 0's, or that of the slide's bounds.")
+        FrameName | None, typer.Option(help="Polygons: (0, 0) is level 0's, or that of the slide's bounds.")
     ] = None,
-    background: Annotated[bool, typer.Option("--background", help="geojson: write background too.")] = False,
+    background: Annotated[bool, typer.Option("--background", help="Polygons: write background too.")] = False,
     input: Annotated[
         str | None,
-        typer.Option(
-            help="nifti, dicom-seg, training-manifest, --frame bounds: what the mask was made from."
-        ),
+        typer.Option(help="nifti, dicom-seg, ndpa, training-manifest, --frame bounds: what was segmented."),
     ] = None,
     colors: Annotated[bool, typer.Option("--colors", help="ome-tiff: colours, not class indices.")] = False,
     mpp: Annotated[

@@ -7,10 +7,12 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from wsiseg.classes import index_of_name
@@ -20,6 +22,7 @@ from wsiseg.errors import UsageError
 from wsiseg.export.dicomseg import MOST_PIXELS, write_dicom_seg
 from wsiseg.export.geojson import Outlines, write_geojson
 from wsiseg.export.manifest import write_training_row
+from wsiseg.export.marks import ASAP, HALO, IMAGESCOPE, NDPA, Kind, write_pieces
 from wsiseg.export.nifti import write_nifti
 from wsiseg.export.numbers import mask_levels, structure_of, structure_rows
 from wsiseg.export.ometiff import write_ome_tiff
@@ -32,7 +35,7 @@ from wsiseg.overlay import palette
 from wsiseg.progress import Progress, no_progress
 from wsiseg.sources import image_files, open_source
 from wsiseg.sources.dicom_headers import reference_headers
-from wsiseg.sources.slide import bounds_corner
+from wsiseg.sources.slide import bounds_corner, on_glass
 from wsiseg.sources.volume import VolumeSource
 from wsiseg.store import CaseStore, open_store
 
@@ -138,7 +141,8 @@ def export_store(
     return Exported(store=str(opened.path), to=to, out=str(path), details=details)
 
 
-def _geojson(task: Task) -> dict[str, Any]:
+def _outlines(task: Task) -> tuple[Outlines, dict[str, Any]]:
+    """How a mask becomes polygons, and what is told of them."""
     asked, plan = task.settings, task.store.plan
     frame, corner = asked.frame or Frame.level0, (0, 0)
     if frame is Frame.bounds:
@@ -152,7 +156,7 @@ def _geojson(task: Task) -> dict[str, Any]:
         left_out=() if asked.background or background is None else (background,),
         offset_xy=(corner[1], corner[0]),
     )
-    about = {
+    return outlines, {
         "case": plan.case,
         "notice": RESEARCH_USE,
         "frame": frame.value,
@@ -162,16 +166,50 @@ def _geojson(task: Task) -> dict[str, Any]:
         "min_area_um2": outlines.min_area_um2,
         "cut_into_bands": not asked.merge,
     }
+
+
+def _geojson(task: Task) -> dict[str, Any]:
+    outlines, about = _outlines(task)
     counts = write_geojson(
         task.out,
         task.store.mask(),
-        classes=plan.classes,
-        spacing=plan.spacing,
+        classes=task.store.plan.classes,
+        spacing=task.store.plan.spacing,
         outlines=outlines,
         about=about,
         progress=task.progress,
     )
     return {**about, "polygons": counts}
+
+
+def _marks(
+    task: Task, *, kind: Kind, what: str, place: Callable[[NDArray[Any]], NDArray[Any]] = np.asarray
+) -> dict[str, Any]:
+    outlines, about = _outlines(task)
+    counts = write_pieces(
+        task.out,
+        task.store.mask(),
+        kind=kind,
+        what=what,
+        classes=task.store.plan.classes,
+        spacing=task.store.plan.spacing,
+        outlines=outlines,
+        place=place,
+        progress=task.progress,
+    )
+    return {**about, "polygons": counts}
+
+
+def _ndpa(task: Task) -> dict[str, Any]:
+    with task.input("NDPA counts from the centre of the glass, which stands in the slide's file") as path:
+        glass = on_glass(path)
+    if glass is None:
+        raise UsageError(
+            f"--input {task.settings.input} does not say where its image lies on the glass; only Hamamatsu's "
+            "files do: use --to geojson"
+        )
+    done = _marks(task, kind=NDPA, what="an NDPA", place=glass.to_nm)
+    return {**done, "frame": "nanometres from the centre of the glass", "origin_in_level0_px": None}
 
 
 def _ome_tiff(task: Task) -> dict[str, Any]:
@@ -284,12 +322,17 @@ def _training_manifest(task: Task) -> dict[str, Any]:
 
 ADDED_TO = ("training-manifest",)
 """What is written into a file that may be there."""
+OF_POLYGONS = frozenset({"tolerance", "min_area", "merge", "frame", "background", "input"})
 KINDS: dict[str, tuple[Callable[[Task], dict[str, Any]], tuple[str, ...], frozenset[str]]] = {
     "geojson": (
         _geojson,
         ("yx",),
-        frozenset({"tolerance", "min_area", "merge", "frame", "background", "input"}),
+        OF_POLYGONS,
     ),
+    "asap": (partial(_marks, kind=ASAP, what="ASAP's XML"), ("yx",), OF_POLYGONS),
+    "imagescope": (partial(_marks, kind=IMAGESCOPE, what="ImageScope's XML"), ("yx",), OF_POLYGONS),
+    "halo": (partial(_marks, kind=HALO, what="HALO's annotations"), ("yx",), OF_POLYGONS),
+    "ndpa": (_ndpa, ("yx",), OF_POLYGONS - {"frame"}),
     "ome-tiff": (_ome_tiff, ("yx",), frozenset({"colors"})),
     "nifti": (_nifti, ("zyx",), frozenset({"input"})),
     "dicom-seg": (_dicom_seg, ("yx", "zyx"), frozenset({"input"})),

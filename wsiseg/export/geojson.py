@@ -72,15 +72,16 @@ def write_geojson(
     with written(path) as stream:
         stream.write(head[:-1].encode() + b', "features": [')
         between = b"\n"
-        for piece in _pieces(mask, outlines, spacing=spacing, progress=progress):
+        for piece in traced(mask, outlines, spacing=spacing, progress=progress):
             if piece.value not in properties:
                 raise StoreError(
                     f"the mask holds {piece.value}, which is none of its classes: verify its store"
                 )
             name, text = properties[piece.value]
             counts[name] += 1
-            rings = _rings(piece, outlines, spacing=spacing)
-            places = json.dumps(rings, separators=_COMPACT)
+            rings = level0_rings(piece, outlines, spacing=spacing)
+            closed = [np.concatenate([ring, ring[:1]]).tolist() for ring in rings]
+            places = json.dumps(closed, separators=_COMPACT)
             geometry = f'{{"type":"Polygon","coordinates":{places}}}'
             stream.write(between + f'{{"type":"Feature","geometry":{geometry},"properties":{text}}}'.encode())
             between = b",\n"
@@ -93,7 +94,7 @@ def _properties(c: MaskClass) -> dict[str, Any]:
     return {"objectType": "annotation", "classification": {"name": c.name, "color": list(c.color)}}
 
 
-def _pieces(
+def traced(
     mask: Any, outlines: Outlines, *, spacing: tuple[float, ...], progress: Progress
 ) -> Iterator[Piece]:
     """Pieces of a mask, cut at the borders of bands or whole."""
@@ -132,13 +133,12 @@ def _kept(pieces: Iterator[Piece], *, borders: set[int], min_pixels: float) -> I
             yield piece
 
 
-def _rings(piece: Piece, outlines: Outlines, *, spacing: tuple[float, ...]) -> list[list[tuple[int, int]]]:
-    """Closed rings of level-0 pixels (x, y)."""
+def level0_rings(piece: Piece, outlines: Outlines, *, spacing: tuple[float, ...]) -> list[NDArray[np.int32]]:
+    """Rings of level-0 pixels (x, y), not closed: the outside, then the holes."""
     rings = piece.rings
     if outlines.tolerance_um > 0:
         rings = _simplified(rings, tolerance_um=outlines.tolerance_um, spacing=spacing)
-    moved = (ring - np.asarray(outlines.offset_xy, np.int32) for ring in rings)
-    return [np.concatenate([ring, ring[:1]]).tolist() for ring in moved]
+    return [ring - np.asarray(outlines.offset_xy, np.int32) for ring in rings]
 
 
 def _simplified(

@@ -12,9 +12,11 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import openslide
+from numpy.typing import NDArray
 
 from wsiseg.errors import UnreadableSource
 from wsiseg.geometry import Geometry, Region, region_shape
@@ -176,6 +178,17 @@ class OnGlass:
     spacing_um: tuple[float, float]
     """Of a pixel of level 0, as the file states it."""
     shape: tuple[int, int]
+
+    def to_nm(self, px: NDArray[Any]) -> NDArray[np.int64]:
+        """Level-0 pixels (n, 2) as x, y as whole nanometres from the middle of the glass."""
+        middle = np.array(self.shape[::-1]) / 2
+        nm = (px - middle) * (1000 * np.array(self.spacing_um[::-1])) + np.array(self.middle_nm[::-1])
+        return np.asarray(np.rint(nm), np.int64)
+
+    def to_px(self, nm: NDArray[Any]) -> NDArray[np.float64]:
+        """The reverse of `to_nm`, without rounding."""
+        away = (nm - np.array(self.middle_nm[::-1])) / (1000 * np.array(self.spacing_um[::-1]))
+        return np.asarray(away + np.array(self.shape[::-1]) / 2)
 
 
 def on_glass(path: Path) -> OnGlass | None:
