@@ -21,7 +21,7 @@ demo: .venv/installed  ## the whole job on the shipped samples, into demo/
 test: .venv/installed  ## every test that the Python environment alone can run
 	$(BIN)/pytest -m "not cluster and not browser" --numprocesses logical --maxprocesses 4 --dist loadfile --durations=10
 
-test-system: .venv/installed  ## what needs packages of the system, which it installs: a server on PostgreSQL, Dask, a browser
+test-system: .venv/installed  ## what needs packages of the system, which it installs: PostgreSQL with Dask, Chromium
 	flows/cluster/postgres.sh install
 	tests/chromium.sh
 	$(BIN)/pytest -m "cluster or browser" --durations=5

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.conftest import REPOSITORY
-from wsiseg.annotations.geojson import polygon_region
+from wsiseg.annotations.polygons import polygon_region
 from wsiseg.batch.outcome import read_outcome
 from wsiseg.claims import last_claim
 from wsiseg.classes import BREAST8

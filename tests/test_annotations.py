@@ -19,7 +19,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from wsiseg.annotations import open_truth, polygon_region
-from wsiseg.annotations.geojson import Mark, PolygonLabels, polygon_truth, read_marks
+from wsiseg.annotations.marks import Mark
+from wsiseg.annotations.polygons import PolygonLabels, polygon_truth
+from wsiseg.annotations.reading import read_marks
 from wsiseg.classes import BREAST8, VOID, MaskClass
 from wsiseg.errors import AnnotationError, SourceError, UnreadableSource
 from wsiseg.geometry import Geometry, Region
@@ -440,7 +442,7 @@ def test_a_class_of_polygons_that_the_model_does_not_know_is_refused(tmp_path: P
     path = write_geojson(tmp_path, [feature([square(1, 1, height=2, width=2)], "tumour")])
     with pytest.raises(
         AnnotationError,
-        match=r"feature 1 has class 'tumour', which the model does not know; .* background, ben",
+        match=r"1 of 1 marks have .* not know: 'tumour' \(1, first: feature 1\); its classes are backgr",
     ):
         open_truth(path, geometry=GRID, classes=BREAST8)
 
@@ -450,7 +452,9 @@ def test_a_class_of_polygons_that_the_model_does_not_know_is_refused(tmp_path: P
 )
 def test_a_polygon_without_a_class_is_refused_as_truth(tmp_path: Path, properties: dict[str, Any]) -> None:
     path = write_geojson(tmp_path, [feature([square(1, 1, height=2, width=2)], None, **properties)])
-    with pytest.raises(AnnotationError, match="feature 1 has no class; give it one or delete it"):
+    with pytest.raises(
+        AnnotationError, match=r"not know: no class at all \(1, first: feature 1\); its classes"
+    ):
         open_truth(path, geometry=GRID, classes=BREAST8)
 
 

@@ -19,7 +19,7 @@ import wsiseg
 import wsiseg.export.geojson
 from tests.stores import CLASSES, blobs, store_of
 from tests.vendor_files import write_scn
-from wsiseg.annotations.geojson import polygon_truth
+from wsiseg.annotations.polygons import polygon_truth
 from wsiseg.classes import VOID
 from wsiseg.errors import StoreError, UsageError
 from wsiseg.export.command import Frame, export_store

@@ -142,6 +142,7 @@ def test_flow_parameters_have_the_names_of_the_command_lines_options() -> None:
     from flows.segment_slide import segment_slide
     from flows.segment_volume import segment_volume
     from wsiseg.cli import app
+    from wsiseg.config import AnnotationRules
 
     root: Any = typer.main.get_command(app)
     every = {p.name for p in root.commands["segment"].params} - {"json", "inputs", "no_tissue_filter"}
@@ -152,6 +153,6 @@ def test_flow_parameters_have_the_names_of_the_command_lines_options() -> None:
     }
     options = every - {"jobs", "part"}
     assert set(segment_slide.parameters.properties) == options | {"slide", "tissue_filter"}
-    of_slides = {"slide", "mpp", "region", "allow_upsampling"}
+    of_slides = {"slide", "mpp", "region", "allow_upsampling", "structure", *AnnotationRules.model_fields}
     given = set(segment_slide.parameters.properties) - of_slides | {"volume"}
     assert set(segment_volume.parameters.properties) == given

@@ -14,7 +14,8 @@ import pytest
 
 from tests.conftest import card_of
 from wsiseg import bounded
-from wsiseg.annotations.geojson import PolygonLabels, polygon_region, read_marks
+from wsiseg.annotations.polygons import PolygonLabels, polygon_region
+from wsiseg.annotations.reading import read_marks
 from wsiseg.batch.outcome import read_outcome
 from wsiseg.claims import last_claim
 from wsiseg.classes import BREAST8
@@ -180,7 +181,7 @@ def test_what_is_rasterised_in_parts_is_what_is_rasterised_at_once(
     whole = (slice(0, 60), slice(0, 60))
     expected = polygon_region(path, grid=(60, 60)).read(whole)
     for most in (1, 7, 500):
-        monkeypatch.setattr("wsiseg.annotations.geojson.CROSSINGS_AT_ONCE", most)
+        monkeypatch.setattr("wsiseg.annotations.polygons.CROSSINGS_AT_ONCE", most)
         np.testing.assert_array_equal(polygon_region(path, grid=(60, 60)).read(whole), expected)
 
 

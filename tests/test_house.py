@@ -25,7 +25,7 @@ LAYERS = [
      "reliability", "tallies", "objects", "s3", "copies", "outlines", "structure", "planes"},
     {"sources", "preprocess", "plan", "claims", "ledger", "store", "ngff", "pyramid", "models", "graph",
      "annotations"},
-    {"predict", "execute", "overlay", "export", "volume_scores", "orthogonal"},
+    {"predict", "execute", "overlay", "export", "volume_scores", "orthogonal", "comparing", "reviews"},
     {
         "prepare",
         "images",
@@ -53,7 +53,7 @@ ROOMS = {
     "ome_zarr_models": {"ngff"},
     "torch": {"graph", "memory", "models", "preprocess", "predict", "execute", "execution", "training"},
     "safetensors": {"models"},
-    "shapely": {"annotations", "export"},
+    "shapely": {"annotations", "export", "reviews"},
     "skimage": {"tissue", "annotations", "training"},
     "scipy": {"outlines", "results", "structure", "tissue", "surface", "training"},
     "nibabel": {"sources"},
@@ -72,6 +72,11 @@ ROOMS = {
     "yaml": {"bounded", "training"},
     "anywidget": {"viewer"},
 }
+
+
+OF_MARKS = (
+    "--class-names", "--annotation-overlap", "--unannotated", "--annotation-units", "--annotation-frame",
+)  # fmt: skip
 
 
 def place(path: Path) -> str:
@@ -228,18 +233,25 @@ def test_the_command_line_is_this() -> None:
     assert found == {
         "info": {"input", "--mpp", "--json"},
         "segment": {
-            "inputs", "--out", "--model", "--annotations", "--region", "--device", "--mpp", "--executor",
-            "--memory", "--taper", "--exact", "--image", "--confidence", "--no-tissue-filter",
+            "inputs", "--out", "--model", "--annotations", *OF_MARKS, "--region", "--device", "--mpp",
+            "--executor", "--memory", "--taper", "--exact", "--image", "--confidence", "--structure",
+            "--no-tissue-filter",
             "--allow-upsampling", "--trust-code", "--keep-identifiers", "--config", "--jobs", "--part",
             "--overwrite", "--json",
         },
-        "evaluate": {"--prediction", "--truth", "--out", "--model", "--json"},
+        "evaluate": {
+            "--prediction", "--truth", "--corrected", "--out", "--model", "--input", *OF_MARKS, "--json",
+        },
         "verify": {"store", "--json"},
         "export": {
             "store", "--to", "--out", "--tolerance", "--min-area", "--merge", "--frame", "--background",
-            "--input", "--colors", "--mpp", "--regions", "--structure", "--around", "--overwrite", "--json",
+            "--input", "--colors", "--mpp", "--regions", "--structure", "--around", "--reviewer", "--patient",
+            "--split", "--licence", "--overwrite", "--json",
         },
-        "view": {"path", "--images", "--truth", "--port", "--host", "--json"},
+        "view": {
+            "path", "--images", "--truth", "--mask", "--model", "--mpp", *OF_MARKS, "--port", "--host",
+            "--read-only", "--json",
+        },
         "train": {"run", "--json"},
         "demo": {"--out", "--json"},
         "models list": {"--json"},

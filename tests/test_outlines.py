@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 import wsiseg.outlines
-from wsiseg.annotations.geojson import Mark, PolygonLabels
+from wsiseg.annotations.marks import Mark
+from wsiseg.annotations.polygons import PolygonLabels
 from wsiseg.classes import VOID
 from wsiseg.outlines import Piece, Runs, Tracer
 

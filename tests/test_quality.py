@@ -11,6 +11,7 @@ from PIL import Image
 from benchmarks.quality import recipes
 from benchmarks.quality.__main__ import options
 from benchmarks.quality.figures import (
+    Found,
     figures_of,
     mean_iou,
     mean_of,
@@ -18,6 +19,7 @@ from benchmarks.quality.figures import (
     site_of,
 )
 from benchmarks.quality.intervals import Interval, bootstrap, draws, mean_over_seeds, paired, verdict
+from benchmarks.quality.page import decision
 from benchmarks.quality.prepare import VOID, discs, glass, prepare, read_dots
 from benchmarks.quality.recipes import Benchmark
 from benchmarks.quality.scoring import crops, dots
@@ -85,6 +87,19 @@ def test_draws_without_the_class_are_left_out_and_counted() -> None:
 )
 def test_a_claim_is_decided_by_an_interval_on_one_side_of_its_bound(interval: Interval, said: str) -> None:
     assert verdict(interval, more_than=0.0) == said
+
+
+@pytest.mark.parametrize(
+    ("seeds", "said"),
+    [
+        ([0.1, 0.2, 0.3], "confirmed"),
+        ([0.1, 0.2], "undecided: 2 of 3 seeds"),
+        ([0.7, -0.1, -0.1], "undecided: 1 of 3 seeds are above the bound"),
+    ],
+)
+def test_a_claim_is_decided_only_where_every_seed_says_the_same(seeds: list[float], said: str) -> None:
+    found = Found(Interval(0.2, 0.1, 0.3), seeds)
+    assert decision(found, more_than=0.0, seeds=len(seeds)) == said
 
 
 def test_seeds_are_averaged_inside_an_image() -> None:

@@ -125,7 +125,8 @@ def test_a_killed_entry_goes_on_and_ends_as_one_that_was_not(
 def test_what_is_finished_is_not_run_again_and_other_settings_are_refused(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    there = place(data, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    there = place(data, Path())
     path = measure(tiny(), "two", seed=1, place=there)
     found = stored(path)
     assert [run.count("variant: C") for run in found.runs] == [1, 0]
@@ -195,6 +196,12 @@ def test_the_page_says_what_was_found_and_what_was_not(tmp_path: Path) -> None:
     # 27 / 33, twice 26 / 34, less 18 / 42
     assert "+0.390, +0.336, +0.336 | > 0 | 0.25 x | confirmed |" in said
     assert said.endswith("Not measured: the rest.\n")
+
+    gpu = {"machine": "GPU", "device": "cuda", "training_wall_s": 300.0}
+    results.write(made_result(benchmark, "one", 2, (5, 6, 7)).model_copy(update=gpu), tmp_path)
+    assert "| 1.5; 5.0 | 0, 1, 2 | `runs/tiny.yaml`, one | CPU, 1 thread; GPU |" in section(
+        benchmark, tmp_path
+    )
 
     changed = tiny().model_copy(update={"patches": 24})
     said = section(changed, tmp_path)

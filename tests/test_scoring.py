@@ -16,12 +16,12 @@ from tests.cases import CROPS, NAMES, SMALL, mask_of, polygon
 from tests.test_volumes import write_volume
 from wsiseg.annotations.labels import IndexLabels
 from wsiseg.classes import anonymous_classes
+from wsiseg.comparing import calibration, confusion
 from wsiseg.errors import (
     AnnotationError,
 )
 from wsiseg.geometry import Region
 from wsiseg.metrics import ConfusionMatrix
-from wsiseg.scoring import calibration, confusion
 
 pytestmark = pytest.mark.usefixtures("eight_classes")
 
@@ -42,6 +42,7 @@ def test_annotations_of_a_crop_are_scored_and_a_finished_mask_is_scored_without_
     assert again.volume_scores is None
     assert again.calibration is None
     own = again.model_dump(exclude={"volume_scores", "calibration"})
+    assert own.pop("review") is None
     assert own == report.scores.model_dump()
     monkeypatch.setattr("wsiseg.pipeline.load_predictor", None)
     flipped = tmp_path / "other.png"
@@ -71,9 +72,7 @@ def test_truth_that_does_not_fit_is_refused_before_anything_is_computed(slide: P
         wsiseg.segment(slide, tmp_path, annotations=tmp_path / "small.png", **SMALL)
     strange = tmp_path / "strange.geojson"
     strange.write_text(json.dumps([polygon("cartilage", (0, 0), (9, 0), (9, 9))]))
-    with pytest.raises(
-        AnnotationError, match="feature 1 has class 'cartilage', which the model does not know"
-    ):
+    with pytest.raises(AnnotationError, match=r"model does not know: 'cartilage' \(1, first: feature 1\)"):
         wsiseg.segment(slide, tmp_path, annotations=strange, **SMALL)
     with pytest.raises(AnnotationError, match="no such annotation"):
         wsiseg.segment(slide, tmp_path, annotations=tmp_path / "none.png", **SMALL)
@@ -125,7 +124,7 @@ def test_a_confidence_is_held_against_truth_where_both_say_something(
         for n, m in masks.items()
     )
     for piece in (1, 100):
-        monkeypatch.setattr("wsiseg.scoring.SCORE_BLOCK_PX", piece)
+        monkeypatch.setattr("wsiseg.comparing.SCORE_BLOCK_PX", piece)
         made = calibration(sure, prediction, truth)
         assert made.pixels == 3  # 0.2 right, 0.4 wrong, 1 right
         assert made.expected_calibration_error == pytest.approx((0.8 + 0.4 + 0) / 3)
@@ -150,7 +149,7 @@ def test_confusion_in_blocks_is_that_of_the_whole(
         return original(own, region)
 
     monkeypatch.setattr(IndexLabels, "read", read)
-    monkeypatch.setattr("wsiseg.scoring.SCORE_BLOCK_PX", 30)
+    monkeypatch.setattr("wsiseg.comparing.SCORE_BLOCK_PX", 30)
     made = confusion(labels[0], labels[1], num_classes=3)
     whole = ConfusionMatrix.of(truth=truth, prediction=prediction, num_classes=3)
     np.testing.assert_array_equal(made.counts, whole.counts)

@@ -11,16 +11,20 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from PIL import Image
 from scipy import ndimage
 
 import wsiseg.export.numbers
 import wsiseg.structure
+from tests.conftest import random_image
 from tests.stores import CLASSES, blobs, store_of
 from wsiseg.classes import VOID
 from wsiseg.errors import UsageError
 from wsiseg.export.command import export_store
 from wsiseg.geometry import Geometry
 from wsiseg.structure import Rings, Structure, structure
+
+VOLUME = Path(wsiseg.__file__).parent / "samples" / "msd-hippocampus" / "images" / "hippocampus_149.nii.gz"
 
 
 def rows_of(text: str) -> NDArray[np.uint8]:
@@ -175,3 +179,20 @@ def test_a_mask_without_the_inner_tissue_has_no_layers() -> None:
     found = numbers(rows_of("0022"), rings=rings)
     assert found.layers[0].share["stroma"] is None
     assert found.components == ()
+
+
+def test_a_case_is_segmented_with_its_structure_in_report_and_table(tmp_path: Path) -> None:
+    Image.fromarray(np.moveaxis(random_image((96, 96)), 0, -1)).save(tmp_path / "a.png")
+    given: dict[str, Any] = {"mpp": 0.5, "model": "demo-breast8", "device": "cpu", "image": "none"}
+    plain = wsiseg.segment(tmp_path / "a.png", tmp_path / "out", **given)
+    assert plain.structure is None
+    report = wsiseg.segment(tmp_path / "a.png", tmp_path / "out", **given, structure=True)
+    assert report.status == "already complete"  # the mask is; its structure is counted now
+    assert report.structure is not None
+    done = export_store(report.store, to="csv", out=tmp_path / "b.csv", structure=True)
+    assert done.details["structure"] == report.structure.model_dump(mode="json")
+    assert (tmp_path / "out" / "a.structure.csv").read_bytes() == (tmp_path / "b.csv").read_bytes()
+    again = wsiseg.segment(tmp_path / "a.png", tmp_path / "out", **given)
+    assert again.structure == report.structure
+    with pytest.raises(UsageError, match="is a volume; --structure is for slides"):
+        wsiseg.segment(VOLUME, tmp_path / "out", structure=True)

@@ -26,10 +26,11 @@ from tests.conftest import array_source, random_image
 from tests.test_store import finished, make_plan
 from wsiseg.annotations import Labels
 from wsiseg.classes import MaskClass
-from wsiseg.errors import UsageError
+from wsiseg.errors import AnnotationError, MissingSpacing, UsageError
 from wsiseg.geometry import Region
 from wsiseg.pyramid import mean, pick
 from wsiseg.viewer.cases import Case, find, least_sure
+from wsiseg.viewer.loose import LooseMask
 from wsiseg.viewer.places import Places
 from wsiseg.viewer.server import LOOPBACK, ViewerServer, open_viewer
 from wsiseg.viewer.tiles import APRON, TILE, ImageLayer, IndexLayer, TruthLevels, top_level
@@ -271,6 +272,27 @@ def test_a_name_of_somebody_elses_that_leads_here_is_refused(server: ViewerServe
     port = server.server_address[1]
     assert ask(server, "/api/cases", host=f"evil.example:{port}")[0] == 403
     assert ask(server, "/api/cases", host=f"localhost:{port}")[0] == 200
+
+
+def test_a_slide_is_shown_with_a_mask_that_is_no_result(tmp_path: Path) -> None:
+    image, mask = random_image((70, 90)), checkerboard((70, 90), side=10)
+    Image.fromarray(np.moveaxis(image, 0, -1)).save(tmp_path / "slide.png")
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    with open_viewer(tmp_path / "slide.png", mask=LooseMask(tmp_path / "mask.png", mpp=0.5)) as server:
+        case = server.slide("slide")
+        assert sorted(case.layers) == ["image", "mask"]
+        tile = np.asarray(Image.open(io.BytesIO(server.tile("slide", "mask", 0, 0, 0)[0])))
+        np.testing.assert_array_equal(tile[:70, :90], mask)
+        at = case.at(11, 89)
+        assert (at["index"], at["um"]) == (mask[11, 89], [5.75, 44.75])
+        assert case.facts()["reviewable"] is False
+        with pytest.raises(UsageError, match="reviews lie beside results"):
+            assert case.corrections
+    with pytest.raises(MissingSpacing, match="slide.png"):
+        open_viewer(tmp_path / "slide.png", mask=LooseMask(tmp_path / "mask.png"))
+    Image.fromarray(mask[1:]).save(tmp_path / "small.png")
+    with pytest.raises(AnnotationError, match="69 x 90 pixels"):
+        open_viewer(tmp_path / "slide.png", mask=LooseMask(tmp_path / "small.png", mpp=0.5))
 
 
 def test_what_cannot_be_viewed_is_said_in_one_sentence(results: Path, server: ViewerServer) -> None:

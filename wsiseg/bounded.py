@@ -6,8 +6,10 @@ a bare ValueError, YAML's aliases in more memory than there is. Here each is a V
 
 from __future__ import annotations
 
+import gc
 import json
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -36,15 +38,31 @@ def read_bounded(path: Path, *, most: int) -> bytes:
     return data
 
 
-def parse_json(data: bytes) -> Any:
-    """The value in a JSON text. Raises ValueError, also for NaN, Infinity and what is nested too deep."""
-    count = sum(data.count(sign) for sign in (b",", b"[", b"{"))
+def parse_json(text: bytes | str, *, hook: Callable[[dict[str, Any]], Any] | None = None) -> Any:
+    """The value in a JSON text; `hook` gives what stands for an object, from the inmost ones on.
+
+    Raises ValueError, also for NaN, Infinity and what is nested too deep.
+    """
+    count = _count(text)
     if count > MOST_VALUES:
         raise ValueError(f"it holds about {count} values; at most {MOST_VALUES} are read")
+    collecting = gc.isenabled()
+    # What is made here has no cycles; looking for them again and again takes most of the time.
+    gc.disable()
     try:
-        return json.loads(data.decode("utf-8"), parse_constant=_no_number, parse_int=_whole)
+        text = text if isinstance(text, str) else text.decode("utf-8")
+        return json.loads(text, parse_constant=_no_number, parse_int=_whole, object_hook=hook)
     except RecursionError:
         raise ValueError("it is nested too deep") from None
+    finally:
+        if collecting:
+            gc.enable()
+
+
+def _count(text: bytes | str) -> int:
+    if isinstance(text, str):
+        return sum(text.count(sign) for sign in ",[{")
+    return sum(text.count(sign) for sign in (b",", b"[", b"{"))
 
 
 def parse_settings(text: str, *, toml: bool) -> Any:

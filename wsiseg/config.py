@@ -3,18 +3,45 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from wsiseg.bounded import LARGEST_SETTINGS, in_short, parse_settings, read_bounded, shown
 from wsiseg.errors import UsageError
 
+Model = TypeVar("Model", bound=BaseModel)
 Views = Literal["none", "flips", "flips and turns"]
 """Of a window, for a mean over them."""
 
 
-class SegmentConfig(BaseModel):
+class AnnotationRules(BaseModel):
+    """How drawn marks become class indices; of images and volumes of class indices it says nothing."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    class_names: Path | None = Field(
+        None, description="table of what names in annotations mean: CSV (annotation,class) or YAML"
+    )
+    annotation_overlap: Literal["later", "smaller"] = Field(
+        "later", description="which of two marks counts where they overlap: the later, or the smaller one"
+    )
+    unannotated: Literal["ignore", "background"] = Field(
+        "ignore", description="what lies in no mark: counts nowhere, or is the class called background"
+    )
+    annotation_units: Literal["pixels", "micrometres"] = Field(
+        "pixels", description="unit of the marks' corners: level-0 pixels, or micrometres"
+    )
+    annotation_frame: Literal["level0", "bounds"] = Field(
+        "level0", description="where the marks' (0, 0) lies: at level 0's corner, or at that of the bounds"
+    )
+
+
+DRAWN = AnnotationRules()
+"""As marks are read unless something else is asked for."""
+
+
+class SegmentConfig(AnnotationRules):
     """How one case is segmented. Everything here is stored with the mask."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -39,6 +66,9 @@ class SegmentConfig(BaseModel):
     trust_code: bool = Field(False, description="run code that the model's card names")
     keep_identifiers: bool = Field(
         False, description="put what the file says of patient, specimen and hospital into the report"
+    )
+    structure: bool = Field(
+        False, description="also count how the tissue of a slide is built: areas, boundaries, layers, pieces"
     )
     tissue_filter: bool = Field(True, description="skip glass and set it to background")
     allow_upsampling: bool = Field(False, description="accept a slide coarser than the model")
@@ -108,7 +138,16 @@ def make_config(options: dict[str, Any], *, file: Path | None = None) -> Segment
     """Settings from a file, overridden by the `options` that are not None. Raises UsageError."""
     given = {name: value for name, value in options.items() if value is not None}
     merged = (read_mapping(file) if file else {}) | given
+    return _valid(SegmentConfig, merged)
+
+
+def make_rules(options: dict[str, Any]) -> AnnotationRules:
+    """Rules of annotations; what is None is left open. Raises UsageError."""
+    return _valid(AnnotationRules, {name: value for name, value in options.items() if value is not None})
+
+
+def _valid(model: type[Model], values: dict[str, Any]) -> Model:
     try:
-        return SegmentConfig.model_validate(merged)
+        return model.model_validate(values)
     except ValidationError as err:
-        raise UsageError(explain(err, known=sorted(SegmentConfig.model_fields))) from None
+        raise UsageError(explain(err, known=sorted(model.model_fields))) from None

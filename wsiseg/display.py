@@ -22,6 +22,7 @@ from wsiseg.store import CaseStore
 from wsiseg.volume_scores import VolumeScores
 
 if TYPE_CHECKING:
+    from wsiseg.reviews.truth import ReviewReport
     from wsiseg.scoring import Evaluation  # loads torch
 
 AXES = ("z", "y", "x")
@@ -120,6 +121,22 @@ def print_evaluation(scores: Evaluation) -> None:
         print_volume_scores(scores.volume_scores)
     if scores.calibration is not None:
         print_calibration(scores.calibration, unit="voxels" if scores.volume_scores else "pixels")
+    if scores.review is not None:
+        print_review(scores.review)
+
+
+def print_review(said: ReviewReport) -> None:
+    """What a reviewer says, and how far reviewers agree."""
+    other = "" if said.of_this_mask else "; the mask was made anew since"
+    lines = [f"{said.reviewer}: {said.verdict}, {said.polygons} polygons{other}"]
+    lines += [f"{said.reviewer}: {said.comment}"] if said.comment else []
+    for pair in said.agreement:
+        each = ", ".join(f"{name} {_figure(iou)}" for name, iou in pair.iou.items() if iou is not None)
+        lines.append(
+            f"{' and '.join(pair.reviewers)} on {pair.pixels} pixels that both marked: "
+            f"kappa {_figure(pair.kappa)}; IoU {each or '-'}"
+        )
+    new_console().print("\n".join(lines))
 
 
 def print_calibration(found: Calibration, *, unit: str) -> None:

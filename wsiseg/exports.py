@@ -49,6 +49,11 @@ def confidence_picture(request: Request) -> Path:
     return beside(request, "confidence.png")
 
 
+def structure_table(request: Request) -> Path:
+    """Where the structure numbers of a case lie."""
+    return beside(request, "structure.csv")
+
+
 def check_out(request: Request) -> None:
     """Raises UsageError where the folder of the results cannot be made or written to."""
     try:

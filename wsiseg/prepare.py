@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from wsiseg.annotations import Labels, open_truth, polygon_region
-from wsiseg.annotations.geojson import PolygonLabels
-from wsiseg.config import SegmentConfig
+from wsiseg.annotations.polygons import PolygonLabels
+from wsiseg.config import AnnotationRules, SegmentConfig
 from wsiseg.copies import Cache
 from wsiseg.errors import NoRoom, OutOfMemory, UsageError
 from wsiseg.execution import choose_execution
@@ -42,7 +42,8 @@ RGB_SHARE, MASK_SHARE, CONFIDENCE_SHARE, PYRAMID = 0.85, 0.05, 0.7, 4 / 3
 """Bytes on disk per byte of pixels, on the safe side of what real slides gave, and for all levels."""
 _NOT_DECISIVE = {
     "readers", "device", "memory", "trust_code", "limit_s", "lease_s", "cache", "cache_gb",
-    "keep_identifiers",
+    "keep_identifiers", "structure",
+    *AnnotationRules.model_fields,
 }  # fmt: skip
 
 
@@ -131,6 +132,8 @@ def open_job(request: Request) -> Job:
             f"no model is shipped for images with axes {source.geometry.axes}; name one with --model"
         )
     card = named or load_card(model)
+    if request.config.structure and source.geometry.axes != "yx":
+        raise UsageError(f"{request.input} is a volume; --structure is for slides, leave it out")
     if isinstance(source, VolumeSource):
         source.check()  # what is no number in it is found before anything is written
     if card.axes != source.geometry.axes or card.channels != source.num_channels:
@@ -145,7 +148,7 @@ def open_job(request: Request) -> Job:
     )
     region = None
     if request.region is not None:
-        region = polygon_region(request.region, grid=source.geometry.shape)
+        region = polygon_region(request.region, grid=source.geometry.shape, slide=request.input)
     inputs: dict[str, Any] = {
         "input": fingerprint(request.input, files=image_files(request.input)),
         "model": card.name,
@@ -161,6 +164,8 @@ def open_job(request: Request) -> Job:
             request.annotations,
             geometry=source.geometry,
             classes=card.classes,
+            rules=request.config,
+            slide=request.input,
             native=source.native if isinstance(source, VolumeSource) else None,
         )
     return Job(request, source, card, model, choice, region, truth, inputs)

@@ -17,6 +17,7 @@ from wsiseg.metrics import Scores
 from wsiseg.models.card import RESEARCH_USE
 from wsiseg.objects import to_path
 from wsiseg.reliability import SURE, Calibration
+from wsiseg.structure import Structure
 from wsiseg.volume_scores import VolumeScores
 
 
@@ -115,6 +116,9 @@ class Report(BaseModel):
     void: VoidReport
     confidence: ConfidenceReport | None = None
     diagnosis: DiagnosisReport | None = None
+    structure: Structure | None = Field(
+        None, description="how the tissue is built, see docs/structure.md; None if not asked for"
+    )
     scores: Scores | None = None
     volume_scores: VolumeScores | None = None
     annotations: dict[str, Any] | None = None

@@ -14,18 +14,23 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from wsiseg.bounded import LARGEST_RECORD, read_bounded
+from wsiseg.config import AnnotationRules
+from wsiseg.export.numbers import mask_levels, structure_of, structure_rows
+from wsiseg.export.tables import write_csv
 from wsiseg.exports import (
     confidence_nifti,
     confidence_picture,
     export_nifti,
     overlay_path,
     report_path,
+    structure_table,
 )
 from wsiseg.files import files_below, fingerprint, to_json, write_whole, writing
 from wsiseg.models.card import ModelCard
 from wsiseg.pictures import draw_case, draw_diagnosis
 from wsiseg.plan import StorePlan
 from wsiseg.prepare import Job, estimated_bytes
+from wsiseg.progress import no_progress
 from wsiseg.report import (
     ConfidenceReport,
     Report,
@@ -40,6 +45,7 @@ from wsiseg.scoring import Evaluation, score_case
 from wsiseg.smaller import remark
 from wsiseg.sources.identifiers import read_identifiers
 from wsiseg.store import CaseStore
+from wsiseg.structure import Structure
 
 logger = logging.getLogger(__name__)
 
@@ -63,14 +69,17 @@ def finished_report(job: Job, store: CaseStore, watch: Stopwatch) -> Report:
     pictures = [overlay_path(job.request)]
     if store.plan.confidence:
         pictures.append(confidence_picture(job.request))
+    if job.config.structure:
+        pictures.append(structure_table(job.request))
     if all(file.is_file() for file in (path, *pictures)):
         try:
             report = Report.model_validate_json(read_bounded(path, most=LARGEST_RECORD))
         except ValueError:
             logger.warning("%s is damaged and is written again", path)
         else:
-            same_marks = given is None or (report.annotations or {}).get("file") == fingerprint(given)
-            if same_marks and (report.identifiers is not None) == job.config.keep_identifiers:
+            same_marks = given is None or report.annotations == _annotations(given, job.config)
+            same = (report.identifiers is not None) == job.config.keep_identifiers
+            if same_marks and same and (report.structure is not None) >= job.config.structure:
                 return report.model_copy(update={"status": "already complete"})
     return make_report(job, store, watch, status="already complete")
 
@@ -89,6 +98,10 @@ def make_report(job: Job, store: CaseStore, watch: Stopwatch, *, status: Any) ->
         diagnosis = draw_diagnosis(job, store)
     with watch.stage("export"):
         nifti, sure = export_nifti(job, store), confidence_nifti(job, store)
+    built = None
+    if job.config.structure:
+        with watch.stage("structure"):
+            built = _structure(job, store)
     void = _void(entries, total=math.prod(plan.shape))
     return _written(
         Report(
@@ -110,9 +123,10 @@ def make_report(job: Job, store: CaseStore, watch: Stopwatch, *, status: Any) ->
             void=void,
             confidence=_confidence(job, store, sums, nifti=sure, found=found),
             diagnosis=diagnosis,
+            structure=built,
             scores=found and found.plain,
             volume_scores=found and found.volume_scores,
-            annotations=_annotations(request.annotations),
+            annotations=_annotations(request.annotations, job.config),
             identifiers=read_identifiers(request.input) if job.config.keep_identifiers else None,
             seconds=watch.rounded(),
             bytes={"estimated": estimated_bytes(job), "store": _size(store.path)},
@@ -121,14 +135,33 @@ def make_report(job: Job, store: CaseStore, watch: Stopwatch, *, status: Any) ->
     )
 
 
+def _structure(job: Job, store: CaseStore) -> Structure:
+    """How the tissue is built, also as a table beside the store."""
+    found = structure_of(
+        mask_levels(store), classes=store.plan.classes, geometry=store.geometry, mpp=None, around=None,
+        min_um2=None, progress=no_progress,
+    )  # fmt: skip
+    write_csv(structure_table(job.request), structure_rows(found))
+    return found
+
+
 def _written(report: Report) -> Report:
     with writing(report.report):
         write_whole(report.report, to_json(report.model_dump(mode="json")))
     return report
 
 
-def _annotations(given: Path | None) -> dict[str, Any] | None:
-    return {"name": given.name, "file": fingerprint(given)} if given else None
+def _annotations(given: Path | None, rules: AnnotationRules) -> dict[str, Any] | None:
+    """What the scores were made with."""
+    if given is None:
+        return None
+    table = rules.class_names
+    return {
+        "name": given.name,
+        "file": fingerprint(given),
+        "class_names": fingerprint(table) if table and table.exists() else None,
+        **{name: getattr(rules, name) for name in AnnotationRules.model_fields if name != "class_names"},
+    }
 
 
 def _counts(entries: Sequence[dict[str, Any]]) -> Counter[int]:

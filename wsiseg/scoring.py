@@ -2,76 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
-
-import numpy as np
+from typing import Any, cast
 
 from wsiseg.annotations import Labels, label_volume, open_truth
-from wsiseg.annotations.labels import IndexLabels, check_size, decoded, open_index_image
-from wsiseg.classes import VOID, MaskClass
-from wsiseg.config import SegmentConfig
+from wsiseg.annotations.labels import IndexLabels, check_size, open_index_image
+from wsiseg.classes import MaskClass
+from wsiseg.comparing import calibration, confusion
+from wsiseg.config import AnnotationRules, SegmentConfig, make_rules
 from wsiseg.copies import Cache
-from wsiseg.errors import AnnotationError
+from wsiseg.errors import AnnotationError, UsageError
 from wsiseg.files import to_json, write_whole, writing
-from wsiseg.geometry import Geometry, Region
+from wsiseg.geometry import Geometry
 from wsiseg.groups import ClassGroup
-from wsiseg.metrics import ConfusionMatrix, Scores, score
+from wsiseg.metrics import Scores, score
 from wsiseg.models.card import ModelCard
 from wsiseg.models.zoo import DEFAULT_MODELS, load_card
 from wsiseg.objects import to_path
 from wsiseg.prepare import Job
-from wsiseg.reliability import SURE, Calibration, Reliability
+from wsiseg.reliability import Calibration
+from wsiseg.reviews.truth import Reviewed, ReviewReport
 from wsiseg.sources.base import Array
 from wsiseg.sources.native import Native
 from wsiseg.sources.volumes import open_volume
 from wsiseg.store import CaseStore
 from wsiseg.volume_scores import VolumeScores, volume_scores
-from wsiseg.windows import WindowPlan
-
-SCORE_BLOCK_PX = 1 << 22
-"""Pixels that are compared at a time, whatever the number of axes."""
-
-
-def blocks(shape: tuple[int, ...]) -> Iterator[Region]:
-    """Regions that partition a grid: memory does not grow with its size."""
-    ndim = len(shape)
-    side = int(SCORE_BLOCK_PX ** (1 / ndim))
-    plan = WindowPlan(shape=shape, core=(side,) * ndim, halo=(0,) * ndim)
-    return (window.core for window in plan.windows())
-
-
-def confusion(prediction: Labels, truth: Labels, *, num_classes: int) -> ConfusionMatrix:
-    """Confusion of two label grids of one shape, block by block."""
-    total = ConfusionMatrix.empty(num_classes)
-    for block in blocks(truth.shape):
-        total += ConfusionMatrix.of(
-            truth=truth.read(block), prediction=prediction.read(block), num_classes=num_classes
-        )
-    return total
-
-
-def calibration(
-    confidence: Array, prediction: Labels, truth: Labels, *, background: int | None = None
-) -> Calibration:
-    """How far the confidence (*grid) uint8 of a prediction can be trusted, block by block.
-
-    Of pixels that truth states and a network decided; what both call background does not count: there is
-    much of it, and it is easy.
-    """
-    pixels, right = np.zeros((2, SURE + 1), np.int64)
-    for block in blocks(truth.shape):
-        sure = decoded(confidence, block, name="the confidence of the prediction")
-        stated, predicted = truth.read(block), prediction.read(block)
-        counted = (sure > 0) & (stated != VOID) & (predicted != VOID)
-        if background is not None:
-            counted &= (stated != background) | (predicted != background)
-        pixels += np.bincount(sure[counted], minlength=SURE + 1)
-        right += np.bincount(sure[counted & (stated == predicted)], minlength=SURE + 1)
-    values = np.arange(SURE + 1) / SURE
-    return Reliability.of(values, pixels=pixels, right=right).table
 
 
 def store_labels(store: CaseStore) -> IndexLabels:
@@ -85,11 +42,13 @@ def store_labels(store: CaseStore) -> IndexLabels:
 class Evaluation(Scores):
     """Scores of a mask; for volumes with distances and volumes of classes and groups.
 
-    With `calibration` where a store says how sure the network was.
+    With `calibration` where a store says how sure the network was, and `review` where truth is what a
+    reviewer corrected.
     """
 
     volume_scores: VolumeScores | None = None
     calibration: Calibration | None = None
+    review: ReviewReport | None = None
 
     @property
     def plain(self) -> Scores:
@@ -99,7 +58,7 @@ class Evaluation(Scores):
 
 @dataclass(frozen=True)
 class Prediction:
-    """A mask to be scored, and what is known of it. `geometry` is in pixels where no size is stated."""
+    """A mask to be scored, and what is known of it. `geometry` is in pixels unless `sized`."""
 
     labels: Labels
     classes: tuple[MaskClass, ...]
@@ -108,6 +67,7 @@ class Prediction:
     groups: tuple[ClassGroup, ...] = ()
     background: int | None = None
     confidence: Array | None = None
+    sized: bool = True
 
     def against(self, truth: Labels) -> Evaluation:
         """Scores against truth on the same grid; those of volumes where voxels have a size in mm."""
@@ -134,21 +94,35 @@ def score_case(job: Job, store: CaseStore, truth: Labels) -> Evaluation:
 
 def evaluate(
     prediction: str | Path,
-    truth: str | Path,
+    truth: str | Path | None = None,
     *,
+    corrected: str | None = None,
     out: str | Path | None = None,
     model: str | Path | None = None,
+    input: str | Path | None = None,
+    **rules: Any,
 ) -> Evaluation:
     """Scores of a prediction (a store of this program, a class-index image or volume) against truth.
 
-    `truth` is a class-index image or volume, OME-Zarr labels or QuPath GeoJSON on the same grid. The
-    classes are those of the store; for a plain file those of `model`, by default the shipped one.
-    Groups of classes are those of `model`. With `out` the scores are also written there as JSON.
+    `truth` is a class-index image or volume, OME-Zarr labels or a file of drawn marks on the same grid.
+    `rules` (the fields of AnnotationRules) say how marks are read, and `input` names the slide that they were
+    drawn on where they count from its bounds or from the centre of the glass. The classes are those of the
+    store; for a plain file those of `model`, by default the shipped one. Groups of classes are those of
+    `model`. `corrected` are the initials of a reviewer, whose polygons count instead of `truth` where they
+    lie; without `truth` nothing else counts. With `out` the scores are also written there as JSON.
     Raises WsisegError.
     """
+    asked = make_rules(rules)
+    if truth is None and corrected is None:
+        raise UsageError("say what the truth is: --truth, --corrected with a reviewer's initials, or both")
     cache = Cache.of(SegmentConfig())
-    with cache.copy(to_path(prediction)) as path, cache.copy(to_path(truth)) as marks:
-        made = _scores(path, marks, model)
+    with ExitStack() as copies:
+        path = copies.enter_context(cache.copy(to_path(prediction)))
+        marks = None if truth is None else copies.enter_context(cache.copy(to_path(truth)))
+        slide = copies.enter_context(cache.copy(to_path(input))) if input else None
+        if slide is not None and not slide.exists():
+            raise UsageError(f"--input {input} is not there")
+        made = _scores(path, marks, model, rules=asked, slide=slide, corrected=corrected)
     if out is not None:
         target = to_path(out)
         with writing(target):
@@ -156,16 +130,39 @@ def evaluate(
     return made
 
 
-def _scores(path: Path, truth: Path, model: str | Path | None) -> Evaluation:
+def _scores(
+    path: Path,
+    truth: Path | None,
+    model: str | Path | None,
+    *,
+    rules: AnnotationRules,
+    slide: Path | None,
+    corrected: str | None,
+) -> Evaluation:
     if not path.exists():
         raise AnnotationError(f"no such prediction: {path}")
-    if path.is_dir():
-        given = _of_store(CaseStore.open_complete(path), load_card(model) if model else None)
-    else:
-        given = _of_file(path, model)
-    marks = open_truth(truth, geometry=given.geometry, classes=given.classes, native=given.native)
-    check_size(marks.shape, geometry=given.geometry, name=str(truth))
-    return given.against(marks)
+    store = CaseStore.open_complete(path) if path.is_dir() else None
+    given = _of_store(store, load_card(model) if model else None) if store else _of_file(path, model)
+    marks = None
+    if truth is not None:
+        marks = open_truth(
+            truth,
+            geometry=given.geometry,
+            classes=given.classes,
+            native=given.native,
+            rules=rules,
+            slide=slide,
+            sized=given.sized,
+        )
+        check_size(marks.shape, geometry=given.geometry, name=str(truth))
+    if corrected is None:
+        assert marks is not None
+        return given.against(marks)
+    if store is None or given.geometry.axes != "yx":
+        raise UsageError(f"{path} has no reviews: only results of slides (.ome.zarr) have them")
+    reviewed = Reviewed(store)
+    made = given.against(reviewed.truth(corrected, base=marks))
+    return made.model_copy(update={"review": reviewed.report(corrected)})
 
 
 def _of_store(store: CaseStore, card: ModelCard | None) -> Prediction:
@@ -191,4 +188,4 @@ def _of_file(path: Path, model: str | Path | None) -> Prediction:
     # Only the grid is compared: a plain picture has no pixel size.
     axes = "yx" if len(image.shape) == 2 else "zyx"
     grid = Geometry(axes=axes, shape=image.shape, spacing=(1.0,) * len(axes), unit="micrometer")
-    return Prediction(image, card.classes, grid)
+    return Prediction(image, card.classes, grid, sized=False)

@@ -17,9 +17,9 @@ from pathlib import Path
 import wsiseg
 from benchmarks.quality import recipes, results
 from benchmarks.quality.page import write_page
-from benchmarks.quality.prepare import SHARED
+from benchmarks.quality.prepare import SHARED, prepare
 from benchmarks.quality.shipping import ship
-from benchmarks.quality.training import Place, measure
+from benchmarks.quality.training import Place, measure, train_entry
 from wsiseg.models.zoo import ZOO
 
 
@@ -34,7 +34,11 @@ def options(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--only", nargs="+", metavar="ENTRY")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--device", default="cpu", help="cpu, or cuda: then no state is the same to the bit")
+    parser.add_argument(
+        "--device", default="cpu", help="of trainings: cpu, or cuda (not the same to the bit)"
+    )
+    parser.add_argument("--workers", type=int, default=0, help="threads that make patches ahead, for a GPU")
+    parser.add_argument("--train-only", action="store_true", help="score by a later call, maybe elsewhere")
     parser.add_argument("--shared", type=Path, default=SHARED, help="folder that has data and fixtures")
     parser.add_argument("--results", type=Path, default=results.FOLDER)
     parser.add_argument("--ship", metavar="MODEL", help="write a trained model of the benchmark into the zoo")
@@ -56,12 +60,16 @@ def run(given: argparse.Namespace) -> None:
     unknown = sorted(set(wanted) - set(benchmark.entries))
     if unknown:
         raise SystemExit(f"{given.name} has no entry {unknown[0]!r}; it has {', '.join(benchmark.entries)}")
-    place = Place(given.work, given.shared, given.results, given.threads, given.device)
+    place = Place(given.work, given.shared, given.results, given.threads, given.device, given.workers)
     if given.ship is not None:
         print(ship(benchmark, given.ship, place=place, zoo=ZOO))
         return
     for seed in given.seeds:
         for entry in wanted:
+            if given.train_only:
+                cases = prepare(benchmark.data, shared=place.shared, folder=place.work)
+                train_entry(benchmark, entry, seed=seed, cases=cases, place=place)
+                continue
             path = measure(benchmark, entry, seed=seed, place=place)
             result = results.read(path)
             assert result is not None

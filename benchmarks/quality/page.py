@@ -32,12 +32,14 @@ its run file with every setting, its seed, what it cost, and what it found on ea
 entries see the same number of patches, given above it, and each is scored once, after its last step, on cases
 that it never saw.
 
-Figures are of all cases together, with seeds averaged in each case; in square brackets the 95 % interval of a
-percentile bootstrap over patients ({rounds:,} draws); in round brackets the lowest and the highest seed. A
-star says that a class was in none of the cases of some draws, which are left out. Differences are paired:
-both entries on the same draws. A claim is confirmed or refuted only if it has {seeds} seeds and the interval
-lies wholly on one side of its bound. These intervals are about other cases, not about other trainings: how
-much a training varies is the spread of the seeds.
+Figures are of all cases together, with seeds averaged in each case; in square brackets the 95 % interval
+of a percentile bootstrap over patients ({rounds:,} draws); in round brackets the lowest and the highest
+seed. A star says that a class was in none of the cases of some draws, which are left out. Differences are
+paired: both entries on the same draws. A claim is confirmed or refuted only if it has {seeds} seeds, and
+the interval and each of them lie wholly on one side of its bound. These intervals are about other cases,
+not about other trainings: how much a training varies is the spread of the seeds. Minutes of a training
+are of the CPU; where a GPU was used, of the clock, with other trainings on the same GPU at the same time.
+Masks are made on the CPU in either case.
 
 To repeat a table, with as many breaks as you like (what is finished is kept, what was killed goes on):
 
@@ -53,7 +55,7 @@ COST = (
     "parameters",
     "GMACs per Mpx",
     "CPU s per Mpx",
-    "CPU min of a training",
+    "minutes of a training",
     "seeds",
     "run file",
     "machine",
@@ -107,20 +109,34 @@ def cost_table(benchmark: Benchmark, known: dict[str, list[Result]]) -> list[str
     rows = []
     for entry, found in known.items():
         first = found[0]
-        minutes = [result.training_cpu_s / 60 for result in found]
+        on_cpu = [result for result in found if result.device == "cpu"]  # machines with a GPU have others
         rows.append(
             [
                 benchmark.entries[entry].title,
                 "" if first.parameters is None else f"{first.parameters:,}",
                 "" if first.gmacs_per_megapixel is None else f"{first.gmacs_per_megapixel:.2f}",
-                f"{float(np.mean([speed(result, benchmark) for result in found])):.2f}",
-                f"{np.mean(minutes):.1f}",
+                f"{float(np.mean([speed(result, benchmark) for result in on_cpu or found])):.2f}",
+                "; ".join(f"{np.mean([minutes(r) for r in own]):.1f}" for own in by_machine(found).values()),
                 ", ".join(str(result.seed) for result in found),
                 f"`runs/{benchmark.name}.yaml`, {entry}",
-                "; ".join(sorted({f"{r.machine}, {r.threads} thread{'s' * (r.threads > 1)}" for r in found})),
+                "; ".join(by_machine(found)),
             ]
         )
     return table([unit if name == "CPU s per Mpx" else name for name in COST], rows)
+
+
+def minutes(result: Result) -> float:
+    """Of a training: of the processor, or of the clock where a GPU did the work."""
+    return (result.training_cpu_s if result.device == "cpu" else result.training_wall_s) / 60
+
+
+def by_machine(found: Sequence[Result]) -> dict[str, list[Result]]:
+    """Results by the kind of machine that they were trained on, in words."""
+    kinds: dict[str, list[Result]] = {}
+    for result in found:
+        threads = f", {result.threads} thread{'s' * (result.threads > 1)}" if result.device == "cpu" else ""
+        kinds.setdefault(result.machine + threads, []).append(result)
+    return kinds
 
 
 def speed(result: Result, benchmark: Benchmark) -> float:
@@ -173,12 +189,22 @@ def claim_row(benchmark: Benchmark, claim: Claim, known: dict[str, list[Result]]
         found = difference(ours, theirs, figure)
         if ours[0].parameters and theirs[0].parameters:
             fewer = f"{theirs[0].parameters / ours[0].parameters:.2f} x"
-    said = verdict(found.interval, more_than=claim.more_than)
     seeds = min(len(known[entry]) for entry in entries)
-    decided = said if seeds >= SEEDS else f"undecided: {seeds} of {SEEDS} seeds"
+    decided = decision(found, more_than=claim.more_than, seeds=seeds)
     sign = "" if claim.against is None else "+"
     each = ", ".join(f"{value:{sign}.3f}" for value in found.by_seed)
     return [claim.says, claim.figure, bracketed(found.interval, sign=sign), each, bound, fewer, decided]
+
+
+def decision(found: Found, *, more_than: float, seeds: int) -> str:
+    """What the interval says, as far as enough seeds say the same."""
+    if seeds < SEEDS:
+        return f"undecided: {seeds} of {SEEDS} seeds"
+    said = verdict(found.interval, more_than=more_than)
+    above = [value > more_than for value in found.by_seed]
+    if said != "undecided" and any(one != (said == "confirmed") for one in above):
+        return f"undecided: {sum(above)} of {len(above)} seeds are above the bound"
+    return said
 
 
 def shown(found: Found, figure: Figure) -> str:

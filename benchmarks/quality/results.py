@@ -54,7 +54,8 @@ class Result(_Frozen):
     runs: list[str] = Field(description="run file of every training, in order")
     training_cpu_s: float = Field(description="of all steps that the weights come from")
     training_wall_s: float
-    machine: str
+    machine: str = Field(description="of the training")
+    scored_on: str | None = Field(None, description="where CPU seconds were taken; None: on the same machine")
     device: str
     threads: int
     parameters: int | None

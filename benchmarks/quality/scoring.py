@@ -37,10 +37,10 @@ Indices = NDArray[np.uint8]
 
 
 def score_cases(
-    benchmark: Benchmark, card: Path, run: Run, *, cases: Cases, shared: Path, device: str
+    benchmark: Benchmark, card: Path, run: Run, *, cases: Cases, shared: Path
 ) -> list[CaseValues]:
-    """What the model of a card finds on each held-out case."""
-    predictor = wsiseg.load_predictor(card, device)
+    """What the model of a card finds on each held-out case, on the CPU."""
+    predictor = wsiseg.load_predictor(card, "cpu")
     manifest = read_manifest(cases.manifest, root=cases.root)
     rows = [row for row in manifest.cases if row.split == "test"]
     make: dict[str, Callable[[Case, NetworkPredictor], CaseValues]] = {

@@ -42,6 +42,9 @@ class Place:
     results: Path
     threads: int
     device: str
+    """Of the trainings; scored is on the CPU, so that seconds can be compared."""
+    workers: int = 0
+    """Threads that make patches ahead: a GPU waits for one that does everything."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,7 @@ class Trained:
     text: str
     cpu_s: float
     wall_s: float
+    machine: str
 
 
 class Meter(Silent):
@@ -95,10 +99,8 @@ def measure(benchmark: Benchmark, entry: str, *, seed: int, place: Place) -> Pat
     if known is not None:
         check_recipe(known, benchmark, path)
         return path
-    keep_memory()
-    torch.set_num_threads(place.threads)
     cases = prepare(benchmark.data, shared=place.shared, folder=place.work)
-    trained = _train_all(benchmark, entry, seed=seed, cases=cases, place=place)
+    trained = train_entry(benchmark, entry, seed=seed, cases=cases, place=place)
     last = trained[-1]
     network = wsiseg.build_network(last.run.network.name, **last.run.network.arguments)
     facts = network_facts(network, last.run.patch, channels=last.run.channels)
@@ -111,15 +113,14 @@ def measure(benchmark: Benchmark, entry: str, *, seed: int, place: Place) -> Pat
         runs=[one.text for one in trained],
         training_cpu_s=round(sum(one.cpu_s for one in trained), 1),
         training_wall_s=round(sum(one.wall_s for one in trained), 1),
-        machine=kind_of_machine(place.device),
+        machine=last.machine,
+        scored_on=kind_of_machine("cpu"),
         device=place.device,
         threads=place.threads,
         parameters=facts.parameters,
         gmacs_per_megapixel=facts.gmacs_per_megapixel,
         forward_s_per_megapixel=forward_seconds(last.card, last.run.patch, channels=last.run.channels),
-        cases=score_cases(
-            benchmark, last.card, last.run, cases=cases, shared=place.shared, device=place.device
-        ),
+        cases=score_cases(benchmark, last.card, last.run, cases=cases, shared=place.shared),
     )
     return write(result, place.results)
 
@@ -130,8 +131,10 @@ def stage_name(benchmark: Benchmark, entry: str, seed: int, *, number: int) -> s
     return f"{benchmark.name}-{entry}-{seed}" + ("" if last else f"-{number}")
 
 
-def _train_all(benchmark: Benchmark, entry: str, *, seed: int, cases: Cases, place: Place) -> list[Trained]:
-    """The trainings of an entry, each from the weights of the one before."""
+def train_entry(benchmark: Benchmark, entry: str, *, seed: int, cases: Cases, place: Place) -> list[Trained]:
+    """The trainings of an entry, each from the weights of the one before. Raises WsisegError."""
+    keep_memory()
+    torch.set_num_threads(place.threads)
     trained: list[Trained] = []
     recipe = benchmark.recipe(entry)
     for number, stage in enumerate(recipe, start=1):
@@ -140,7 +143,7 @@ def _train_all(benchmark: Benchmark, entry: str, *, seed: int, cases: Cases, pla
         checkpoint = settings.pop("checkpoint", None)
         start = imported(checkpoint, place) if checkpoint else trained[-1].card if trained else None
         if start is not None:
-            settings = merged(settings, {"start": {"card": str(start)}})
+            settings = merged(settings, {"start": {"card": str(start.resolve())}})
         settings |= {
             "name": name,
             "out": ".",
@@ -154,6 +157,8 @@ def _train_all(benchmark: Benchmark, entry: str, *, seed: int, cases: Cases, pla
             "threads": place.threads,
             "device": place.device,
         }
+        if place.workers:
+            settings["patches"] = {**settings["patches"], "workers": place.workers}
         trained.append(train_once(settings, place.work / benchmark.name / name))
     return trained
 
@@ -174,11 +179,14 @@ def train_once(settings: Settings, folder: Path) -> Trained:
     meter = Meter(folder / "cpu.json", every=run.checkpoint_every)
     card = folder / f"{run.name}.json"
     finished = folder / f"{run.name}.result.json"  # written last
+    machine = folder / "machine.json"
     if not finished.is_file():
+        write_whole(machine, to_json({"machine": kind_of_machine(run.device)}))
         card = train(run, watch=meter)
     said: dict[str, Any] = json.loads(finished.read_text(encoding="utf-8"))
     written = (folder / f"{run.name}.run.yaml").read_text(encoding="utf-8")
-    return Trained(card, run, written, meter.total, float(said["training"]["seconds"]))
+    used = str(json.loads(machine.read_text(encoding="utf-8"))["machine"])
+    return Trained(card, run, written, meter.total, float(said["training"]["seconds"]), used)
 
 
 def imported(checkpoint: str, place: Place) -> Path:

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
-from wsiseg.annotations.geojson import polygon_region, polygon_truth
 from wsiseg.annotations.labels import Indices, Labels, check_indices, check_size, open_index_image
+from wsiseg.annotations.polygons import polygon_region, polygon_truth
+from wsiseg.annotations.reading import is_mark_file
 from wsiseg.classes import VOID, MaskClass
+from wsiseg.config import DRAWN, AnnotationRules
 from wsiseg.errors import AnnotationError
 from wsiseg.geometry import Geometry, Region
 from wsiseg.sources.base import Source
@@ -44,14 +46,23 @@ class SourceLabels:
 
 
 def open_truth(
-    path: Path, *, geometry: Geometry, classes: Sequence[MaskClass], native: Native | None = None
+    path: Path,
+    *,
+    geometry: Geometry,
+    classes: Sequence[MaskClass],
+    native: Native | None = None,
+    rules: AnnotationRules = DRAWN,
+    slide: Path | None = None,
+    sized: bool = True,
 ) -> Labels:
-    """Annotations on the grid of a prediction: class-index image or volume, OME-Zarr labels, GeoJSON.
+    """Annotations on the grid of a prediction: class-index image or volume, OME-Zarr labels, drawn marks.
 
-    `native` is where a volume's own grid lies in the body; truth must lie there too.
+    `native` is where a volume's own grid lies in the body; truth must lie there too. `rules` and `slide`, the
+    file that they were drawn on, are for marks; without `sized` nobody knows the size of the grid's pixels.
 
     Raises AnnotationError where the file is of no known kind, lies on another grid, or names a class
-    that is not among `classes`; UnreadableSource where it cannot be read.
+    that is not among `classes`; UsageError for a table of other classes; UnreadableSource where it
+    cannot be read.
     """
     labels: Labels
     if not path.exists():
@@ -63,8 +74,15 @@ def open_truth(
         labels = SourceLabels(source, classes=classes, name=str(path))
     elif (volume := open_volume(path)) is not None:
         labels = label_volume(volume, path, classes=classes, native=native)
-    elif path.suffix.lower() in (".geojson", ".json"):
-        return polygon_truth(path, classes=classes, grid=geometry.shape)
+    elif is_mark_file(path):
+        return polygon_truth(
+            path,
+            classes=classes,
+            grid=geometry.shape,
+            spacing=geometry.spacing if sized else None,
+            rules=rules,
+            slide=slide,
+        )
     else:
         labels = open_index_image(path, classes=classes)
     check_size(labels.shape, geometry=geometry, name=str(path))

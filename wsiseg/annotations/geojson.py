@@ -1,54 +1,27 @@
-"""QuPath GeoJSON: polygons in level-0 pixels (x, y), rasterised region by region.
-
-A pixel belongs to a polygon if its centre lies inside; where polygons overlap, the later one in the
-file counts.
-"""
+"""GeoJSON as QuPath writes it: features with a geometry, and the class in `properties.classification`."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import shapely
-from numpy.typing import NDArray
-from shapely.geometry import box, shape
 
-from wsiseg.annotations.labels import Indices
-from wsiseg.bounded import LARGEST_MARKS, in_short, parse_json, read_bounded, shown
-from wsiseg.classes import VOID, MaskClass, index_of_name
+from wsiseg.annotations.marks import Outline, Parts, Ring, encloses
+from wsiseg.bounded import in_short, parse_json, shown
 from wsiseg.errors import AnnotationError
-from wsiseg.geometry import Region, region_shape
 
-FARTHEST_PX = 1 << 31
-"""Of a corner from the slide's: no scanner makes so many pixels a side by a factor of a thousand."""
-MOST_CROSSINGS = 1_000_000_000
-"""Rows of pixels that all outlines of a file run through: 5000 of them as high as the highest slide."""
-CROSSINGS_AT_ONCE = 1 << 22
-# Of shapely and numpy, for what is no geometry; collections may be nested.
-_BAD_FEATURE = (
-    KeyError, TypeError, ValueError, AttributeError, IndexError, RecursionError, OverflowError,
-    shapely.errors.ShapelyError,
-)  # fmt: skip
+NO_AREAS = ("Point", "MultiPoint", "LineString", "MultiLineString")
 
 
-@dataclass(frozen=True)
-class Mark:
-    """One annotated area and the name of its class, if it has one."""
+def geojson_outlines(path: Path, text: str) -> list[Outline]:
+    """The areas of a GeoJSON text; points, lines and empty polygons are passed over.
 
-    number: int
-    area: shapely.Geometry
-    class_name: str | None
-
-
-def read_marks(path: Path) -> list[Mark]:
-    """The areas of a GeoJSON file; points and lines are passed over. Raises AnnotationError."""
+    Raises AnnotationError.
+    """
     try:
-        data = parse_json(read_bounded(path, most=LARGEST_MARKS))
-    except OSError as err:
-        raise AnnotationError(f"cannot read the annotation {path}: {err.strerror}") from None
+        data = parse_json(text, hook=_compact)
     except ValueError as err:
         raise AnnotationError(f"{path} is not valid GeoJSON: {in_short(err)}") from None
     features = data.get("features") if isinstance(data, Mapping) else data
@@ -56,143 +29,82 @@ def read_marks(path: Path) -> list[Mark]:
         features = [data]
     if not isinstance(features, list):
         raise AnnotationError(f"{path} is not GeoJSON: it has no list of features")
-    marks = [mark for n, f in enumerate(features, start=1) if (mark := _mark(path, n, f)) is not None]
-    if not marks:
-        raise AnnotationError(f"{path} has no polygons")
-    return marks
+    outlines = []
+    for number, feature in enumerate(features, start=1):
+        try:
+            parts, name = _parts(_member(feature, "geometry")), _class_name(feature)
+        except (ValueError, RecursionError) as err:
+            raise AnnotationError(f"{path}: feature {number} is not valid GeoJSON: {in_short(err)}") from None
+        if parts:
+            outlines.append(Outline(number, parts, name))
+    return outlines
 
 
-def _mark(path: Path, number: int, feature: Any) -> Mark | None:
+def _compact(found: dict[str, Any]) -> dict[str, Any]:
+    """An object of the text with rings as arrays, and without measurements: a tenth of the memory."""
+    found.pop("measurements", None)
+    if found.get("type") in ("Polygon", "MultiPolygon") and "coordinates" in found:
+        polygons = found["coordinates"]
+        try:
+            found["coordinates"] = _rings([polygons] if found["type"] == "Polygon" else polygons)
+        except ValueError as err:
+            found["coordinates"] = err  # told with the number of the feature, which nobody knows yet
+    return found
+
+
+def _rings(polygons: Any) -> Parts:
+    if not isinstance(polygons, list) or not all(isinstance(rings, list) for rings in polygons):
+        raise ValueError(f"its coordinates are {shown(polygons)}, which are no rings")
+    return [[_ring(corners) for corners in rings] for rings in polygons if rings]
+
+
+def _ring(corners: Any) -> Ring:
     try:
-        geometry = shape(feature["geometry"])
-        properties = feature.get("properties") or {}
-        classification = properties.get("classification") or {}
-        name = classification.get("name") if isinstance(classification, Mapping) else None
-    except _BAD_FEATURE as err:
-        said = in_short(err)
-        raise AnnotationError(f"{path}: feature {number} is not valid GeoJSON: {said}") from None
-    if name is not None and not isinstance(name, str):
-        raise AnnotationError(f"{path}: feature {number} has class {shown(name)}, which is no name")
-    if geometry.geom_type not in ("Polygon", "MultiPolygon") or geometry.is_empty:
+        ring = np.array(corners)
+    except (ValueError, OverflowError, RecursionError):
+        ring = np.array("")
+    if ring.dtype.kind not in "iuf" or ring.ndim != 2 or not 2 <= ring.shape[1] <= 4:
+        raise ValueError(f"it has a ring {shown(corners)}, which is no list of places [x, y]")
+    ring = ring[:, :2].astype(np.float64)  # what comes after x and y is a height
+    if not encloses(ring):
+        raise ValueError(f"it has a ring {shown(corners)}, which has fewer than three corners")
+    return ring
+
+
+def _parts(geometry: Any) -> Parts:
+    kind = _member(geometry, "type")
+    if kind in NO_AREAS:
+        return []
+    if kind == "GeometryCollection":
+        inner = _member(geometry, "geometries")
+        if not isinstance(inner, list):
+            raise ValueError(f"its geometries are {shown(inner)}, which is no list")
+        return [part for one in inner for part in _parts(one)]
+    if kind not in ("Polygon", "MultiPolygon"):
+        raise ValueError(f"its geometry has type {shown(kind)}, which is none of GeoJSON")
+    made = _member(geometry, "coordinates")
+    if isinstance(made, ValueError):
+        raise made
+    return list(made)
+
+
+def _member(found: Any, name: str) -> Any:
+    if not isinstance(found, Mapping) or name not in found:
+        raise ValueError(f"{shown(found)} has no {name}")
+    return found[name]
+
+
+def _class_name(feature: Mapping[str, Any]) -> str | None:
+    properties = feature.get("properties") or {}
+    if not isinstance(properties, Mapping):
+        raise ValueError(f"its properties are {shown(properties)}")
+    classification = properties.get("classification")
+    if not isinstance(classification, Mapping):
         return None
-    corners = shapely.get_coordinates(geometry)
-    far = ~(np.abs(corners) < FARTHEST_PX).all(axis=1)  # NaN is far too
-    if far.any():
-        x, y = corners[far][0]
-        raise AnnotationError(f"{path}: feature {number} has a corner at ({x:g}, {y:g}), on no slide")
-    return Mark(number, geometry, name)
-
-
-class PolygonLabels:
-    """Polygons as class indices on a (y, x) grid; VOID where there is none."""
-
-    def __init__(self, marks: Sequence[Mark], values: Sequence[int], *, grid: tuple[int, ...]) -> None:
-        self._areas = [mark.area for mark in marks]
-        self._outlines = shapely.boundary(self._areas)
-        self._values = list(values)
-        self._tree = shapely.STRtree(self._areas)
-        self.shape = grid
-
-    def touches(self, region: Region) -> bool:
-        """True where a polygon comes within a pixel of a region; never False where it lies inside."""
-        y, x = region
-        frame = box(x.start - 1, y.start - 1, x.stop + 1, y.stop + 1)
-        near = self._tree.query(frame)
-        if shapely.intersects(self._outlines[near], frame).any():
-            return True
-        # Where no outline comes near, one pixel is as good as all.
-        pixel = (slice(y.start, y.start + 1), slice(x.start, x.start + 1))
-        return any(_rasterise(self._areas[number], pixel).any() for number in near)
-
-    def read(self, region: Region) -> Indices:
-        out = np.full(region_shape(region), VOID, np.uint8)
-        y, x = region
-        frame = box(x.start - 1, y.start - 1, x.stop + 1, y.stop + 1)
-        for number in sorted(self._tree.query(frame)):
-            inside = _rasterise(self._areas[number], region)
-            out[inside] = self._values[number]
-        return out
-
-
-def _rasterise(area: shapely.Geometry, region: Region) -> NDArray[np.bool_]:
-    """Pixels of a region whose centres lie inside an area: those right of an odd number of edges.
-
-    Each crossing is computed from the file's own corners, so that a piece equals the piece of the whole
-    and, of two areas with an edge in common, each pixel belongs to one. An outline may cross itself: what
-    it goes round an even number of times is outside.
-    """
-    (y, x), (height, width) = region, region_shape(region)
-    crossings = np.zeros((height, width + 1), np.int64)
-    parts = shapely.get_parts(shapely.get_parts(area))
-    for ring in shapely.get_rings(parts[shapely.get_type_id(parts) == 3]):
-        corners = shapely.get_coordinates(ring)
-        upward = (corners[:-1, 1] <= corners[1:, 1])[:, None]
-        x0, y0 = np.where(upward, corners[:-1], corners[1:]).T
-        x1, y1 = np.where(upward, corners[1:], corners[:-1]).T
-        first = np.clip(np.ceil(y0 - 0.5), y.start, y.stop).astype(np.int64)
-        count = np.clip(np.ceil(y1 - 0.5), y.start, y.stop).astype(np.int64) - first
-        end = np.cumsum(count)
-        for part in _in_parts(end):
-            edge = np.repeat(np.arange(part.start, part.stop), count[part])
-            row = first[edge] + np.arange(len(edge)) - (end - count)[edge] + (end - count)[part.start]
-            place = x0[edge] + (row + 0.5 - y0[edge]) * (x1[edge] - x0[edge]) / (y1[edge] - y0[edge])
-            column = np.clip(np.ceil(place - 0.5), x.start, x.stop).astype(np.int64) - x.start
-            np.add.at(crossings, (row - y.start, column), 1)
-    return np.asarray(np.cumsum(crossings, axis=1)[:, :-1] % 2 == 1)
-
-
-def _in_parts(end: NDArray[np.int64]) -> Iterator[slice]:
-    """Slices of edges with about CROSSINGS_AT_ONCE crossings each; `end` counts them up to each edge."""
-    start = 0
-    while start < len(end):
-        before = end[start - 1] if start else 0
-        stop = int(np.searchsorted(end, before + CROSSINGS_AT_ONCE, side="right"))
-        yield slice(start, start := max(stop, start + 1))
-
-
-def _check_crossings(path: Path, marks: Sequence[Mark], *, rows: int) -> None:
-    """Raises AnnotationError where outlines run through more rows than can be followed."""
-    rings = shapely.get_rings(shapely.get_parts([mark.area for mark in marks]))
-    corners, ring = shapely.get_coordinates(rings, return_index=True)
-    heights = np.abs(np.diff(np.clip(corners[:, 1], 0, rows)))
-    total = float(heights[ring[1:] == ring[:-1]].sum())
-    if total > MOST_CROSSINGS:
-        raise AnnotationError(
-            f"{path} has outlines that run up and down through {total:.3g} rows of pixels in all; "
-            f"{MOST_CROSSINGS:.0e} are followed: take out what is no outline"
-        )
-
-
-def polygon_truth(path: Path, *, classes: Sequence[MaskClass], grid: tuple[int, ...]) -> PolygonLabels:
-    """Classed polygons as truth. Raises AnnotationError for a class that is not among `classes`."""
-    marks = read_marks(path)
-    _check_crossings(path, marks, rows=grid[0])
-    values = []
-    for mark in marks:
-        if mark.class_name is None:
-            raise AnnotationError(f"{path}: feature {mark.number} has no class; give it one or delete it")
-        index = index_of_name(classes, mark.class_name)
-        if index is None:
-            known = ", ".join(c.name for c in classes)
-            raise AnnotationError(
-                f"{path}: feature {mark.number} has class {shown(mark.class_name)}, which the model "
-                f"does not know; its classes are {known}"
-            )
-        values.append(index)
-    return PolygonLabels(marks, values, grid=grid)
-
-
-def polygon_region(path: Path, *, grid: tuple[int, ...]) -> PolygonLabels:
-    """All polygons of a file as one region of interest: 1 inside, VOID outside."""
-    marks = read_marks(path)
-    _check_crossings(path, marks, rows=grid[0])
-    return PolygonLabels(marks, [1] * len(marks), grid=grid)
-
-
-def polygon_regions(path: Path, *, grid: tuple[int, ...]) -> list[tuple[Mark, PolygonLabels]]:
-    """Each polygon of a file as a region of its own: 1 inside, VOID outside. Raises AnnotationError."""
-    marks = read_marks(path)
-    if len(grid) != 2:
-        raise AnnotationError(f"{path} holds polygons, which belong to slides; the mask is a volume")
-    _check_crossings(path, marks, rows=grid[0])
-    return [(mark, PolygonLabels([mark], [1], grid=grid)) for mark in marks]
+    name = classification.get("name")
+    names = classification.get("names")
+    if name is None and isinstance(names, list) and all(isinstance(part, str) for part in names) and names:
+        return ": ".join(names)  # of a class derived from others, as QuPath writes it since 0.5
+    if name is not None and not isinstance(name, str):
+        raise ValueError(f"it has class {shown(name)}, which is no name")
+    return name

@@ -104,5 +104,6 @@ def open_index_image(path: Path, *, classes: Sequence[MaskClass]) -> IndexLabels
         array = read_picture(path, indices=True)
         return IndexLabels(array, classes=classes, name=str(path), shape=array.shape[:2])
     raise AnnotationError(
-        f"{path} is not a known kind of annotation: a class-index PNG or TIFF, OME-Zarr labels, GeoJSON"
+        f"{path} is not a known kind of annotation: a class-index PNG or TIFF, OME-Zarr labels, "
+        "or marks of QuPath (.geojson), ASAP, ImageScope (.xml), HALO (.annotations) or NDP.view (.ndpa)"
     )

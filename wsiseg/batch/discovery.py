@@ -26,7 +26,10 @@ VOXELS_STATED = (".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd")
 """Of volumes, which all state the size of their voxels."""
 DICOM = (".dcm", ".dicom")
 IMAGES = (*SLIDES, *VOXELS_STATED, *DICOM)
-MARKS = (".geojson", ".png", ".tif", ".tiff", ".nii.gz", ".nii", ".nrrd", ".mha", SUFFIX)
+MARKS = (
+    ".geojson", ".geojson.gz", ".xml", ".annotations", ".ndpi.ndpa", ".ndpa",
+    ".png", ".tif", ".tiff", ".nii.gz", ".nii", ".nrrd", ".mha", SUFFIX,
+)  # fmt: skip
 """What annotations end in, in the order in which they are looked for."""
 COMPANIONS = (".mrxs", ".vms", ".vmu")
 """Slides that lie in several files; those beside them are theirs."""

@@ -18,10 +18,21 @@ import typer
 import wsiseg
 from wsiseg import display
 from wsiseg.bars import TrainingBars, show_progress
-from wsiseg.cli.common import COMMAND_ERRORS, JsonFlag, print_json
+from wsiseg.cli.common import (
+    COMMAND_ERRORS,
+    AnnotationFrame,
+    AnnotationOverlap,
+    AnnotationUnits,
+    ClassNames,
+    JsonFlag,
+    UnannotatedArea,
+    given,
+    print_json,
+)
 from wsiseg.cli.exporting import export
 from wsiseg.cli.models import models_app
 from wsiseg.cli.segmenting import is_batch, segment_batch, segment_each
+from wsiseg.config import make_rules
 from wsiseg.errors import UsageError, WsisegError
 
 INTERRUPTED = 130
@@ -68,6 +79,11 @@ def segment(
     annotations: Annotated[
         str | None, typer.Option(help="Truth to score against; of many inputs a folder, paired by name.")
     ] = None,
+    class_names: ClassNames = None,
+    annotation_overlap: AnnotationOverlap = None,
+    unannotated: UnannotatedArea = None,
+    annotation_units: AnnotationUnits = None,
+    annotation_frame: AnnotationFrame = None,
     region: Annotated[str | None, typer.Option(help="GeoJSON: segment inside its polygons only.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")] = None,
     mpp: Annotated[float | None, typer.Option(help="Level-0 pixel size in µm; overrides the file's.")] = None,
@@ -81,6 +97,9 @@ def segment(
     ] = None,
     image: Annotated[StoredImage | None, typer.Option(help="Stored image: level 0, model's, none.")] = None,
     confidence: Annotated[bool | None, typer.Option("--confidence", help="Store how sure it is.")] = None,
+    structure: Annotated[
+        bool | None, typer.Option("--structure", help="Also count how a slide's tissue is built.")
+    ] = None,
     no_tissue_filter: Annotated[bool, typer.Option("--no-tissue-filter", help="Segment glass too.")] = False,
     allow_upsampling: Annotated[
         bool | None, typer.Option("--allow-upsampling", help="Accept a slide coarser than the model.")
@@ -115,11 +134,18 @@ def segment(
         "exact": exact,
         "image": image and image.value,
         "confidence": confidence,
+        "structure": structure,
         "tissue_filter": False if no_tissue_filter else None,
         "allow_upsampling": allow_upsampling,
         "trust_code": trust_code,
         "keep_identifiers": keep_identifiers,
-    }
+    } | given(
+        class_names=class_names,
+        annotation_overlap=annotation_overlap,
+        unannotated=unannotated,
+        annotation_units=annotation_units,
+        annotation_frame=annotation_frame,
+    )
     shared: dict[str, Any] = {"annotations": annotations, "overwrite": overwrite, "config": config}
     if jobs > 1 or part is not None or is_batch(inputs):
         if region is not None:
@@ -134,13 +160,36 @@ def segment(
 @app.command()
 def evaluate(
     prediction: Annotated[str, typer.Option(help="A result (.ome.zarr), or class indices.")],
-    truth: Annotated[str, typer.Option(help="Class indices (image, volume, OME-Zarr labels) or GeoJSON.")],
+    truth: Annotated[
+        str | None,
+        typer.Option(help="Class indices (image, volume, OME-Zarr labels), or a file of drawn marks."),
+    ] = None,
+    corrected: Annotated[
+        str | None, typer.Option(help="Initials of a reviewer whose polygons count instead, where they lie.")
+    ] = None,
     out: Annotated[str | None, typer.Option(help="Also write the scores there, as JSON.")] = None,
     model: Annotated[str | None, typer.Option(help="Whose classes a plain image has.")] = None,
+    input: Annotated[
+        str | None, typer.Option(help="The slide that was drawn on: NDPA, --annotation-frame bounds.")
+    ] = None,
+    class_names: ClassNames = None,
+    annotation_overlap: AnnotationOverlap = None,
+    unannotated: UnannotatedArea = None,
+    annotation_units: AnnotationUnits = None,
+    annotation_frame: AnnotationFrame = None,
     json: JsonFlag = False,
 ) -> None:
     """Per-class IoU, Dice, precision and recall of a mask against truth."""
-    scores = wsiseg.evaluate(prediction, truth, out=out, model=model)
+    rules = given(
+        class_names=class_names,
+        annotation_overlap=annotation_overlap,
+        unannotated=unannotated,
+        annotation_units=annotation_units,
+        annotation_frame=annotation_frame,
+    )
+    scores = wsiseg.evaluate(
+        prediction, truth, corrected=corrected, out=out, model=model, input=input, **rules
+    )
     print_json(scores.model_dump(mode="json")) if json else display.print_evaluation(scores)
 
 
@@ -161,23 +210,49 @@ def verify(store: str, json: JsonFlag = False) -> None:
 
 @app.command()
 def view(
-    path: Annotated[Path, typer.Argument(help="A result (.ome.zarr), or a folder of results.")],
+    path: Annotated[Path, typer.Argument(help="A result (.ome.zarr), a folder of results, or a slide.")],
     images: Annotated[
         Path | None, typer.Option(help="Slides, or a folder of them, of results without an image.")
     ] = None,
     truth: Annotated[
         Path | None, typer.Option(help="Annotations, or a folder of them, to compare with.")
     ] = None,
+    mask: Annotated[
+        Path | None, typer.Option(help="PATH is a slide: class indices or drawn marks to show on it.")
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="--mask: whose classes it has.")] = None,
+    mpp: Annotated[
+        float | None, typer.Option(help="--mask: µm per pixel of a slide that does not say it.")
+    ] = None,
+    class_names: ClassNames = None,
+    annotation_overlap: AnnotationOverlap = None,
+    unannotated: UnannotatedArea = None,
+    annotation_units: AnnotationUnits = None,
+    annotation_frame: AnnotationFrame = None,
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8765,
     host: Annotated[str, typer.Option(help="Address to serve at; others than this machine can reach it.")] = (
         "127.0.0.1"
     ),
+    read_only: Annotated[bool, typer.Option("--read-only", help="Store no reviews.")] = False,
     json: JsonFlag = False,
 ) -> None:
-    """Look at results in the browser, until Ctrl+C."""
+    """Look at results in the browser and review them, until Ctrl+C."""
+    from wsiseg.viewer.loose import LooseMask
     from wsiseg.viewer.server import open_viewer
 
-    with open_viewer(path, images=images, truth=truth, host=host, port=port) as server:
+    rules = make_rules(
+        given(
+            class_names=class_names,
+            annotation_overlap=annotation_overlap,
+            unannotated=unannotated,
+            annotation_units=annotation_units,
+            annotation_frame=annotation_frame,
+        )
+    )
+    loose = None if mask is None else LooseMask(mask, model, mpp)
+    with open_viewer(
+        path, images=images, truth=truth, rules=rules, host=host, port=port, read_only=read_only, mask=loose
+    ) as server:
         found = {"url": server.url, "cases": list(server.cases)}
         print_json(found) if json else typer.echo(f"{len(server.cases)} cases at {server.url} (Ctrl+C ends)")
         with suppress(KeyboardInterrupt):  # the usual end

@@ -9,7 +9,7 @@ import typer
 
 from wsiseg import display
 from wsiseg.bars import show_progress
-from wsiseg.cli.common import JsonFlag, print_json
+from wsiseg.cli.common import FrameName, JsonFlag, print_json
 from wsiseg.objects import to_path
 
 
@@ -22,13 +22,7 @@ class ExportKind(StrEnum):
     png = "png"
     csv = "csv"
     dicom_seg = "dicom-seg"
-
-
-class FrameName(StrEnum):
-    """Where (0, 0) of polygons lies."""
-
-    level0 = "level0"
-    bounds = "bounds"
+    training_manifest = "training-manifest"
 
 
 def export(
@@ -50,7 +44,10 @@ def export(
     ] = None,
     background: Annotated[bool, typer.Option("--background", help="geojson: write background too.")] = False,
     input: Annotated[
-        str | None, typer.Option(help="nifti, dicom-seg, --frame bounds: what the mask was made from.")
+        str | None,
+        typer.Option(
+            help="nifti, dicom-seg, training-manifest, --frame bounds: what the mask was made from."
+        ),
     ] = None,
     colors: Annotated[bool, typer.Option("--colors", help="ome-tiff: colours, not class indices.")] = False,
     mpp: Annotated[
@@ -64,6 +61,16 @@ def export(
         list[str] | None,
         typer.Option(metavar="CLASS", help="csv --structure: layers round these classes; repeatable."),
     ] = None,
+    reviewer: Annotated[
+        str | None, typer.Option(help="training-manifest: initials of whose polygons are the truth.")
+    ] = None,
+    patient: Annotated[
+        str | None, typer.Option(help="training-manifest: whose slide it is; splits divide no patient.")
+    ] = None,
+    split: Annotated[
+        str | None, typer.Option(help="training-manifest: train (if none is named), validation or test.")
+    ] = None,
+    licence: Annotated[str | None, typer.Option(help="training-manifest: of the slide.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there.")] = False,
     json: JsonFlag = False,
 ) -> None:
@@ -87,5 +94,9 @@ def export(
         regions=to_path(regions) if regions else None,
         structure=structure,
         around=tuple(around) if around else None,
+        reviewer=reviewer,
+        patient=patient,
+        split=split,
+        licence=licence,
     )
     print_json(done.model_dump(mode="json")) if json else display.print_export(done.out, done.details)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
@@ -19,8 +19,9 @@ from wsiseg.copies import Cache
 from wsiseg.errors import UsageError
 from wsiseg.export.dicomseg import MOST_PIXELS, write_dicom_seg
 from wsiseg.export.geojson import Outlines, write_geojson
+from wsiseg.export.manifest import write_training_row
 from wsiseg.export.nifti import write_nifti
-from wsiseg.export.numbers import structure_of, structure_rows
+from wsiseg.export.numbers import mask_levels, structure_of, structure_rows
 from wsiseg.export.ometiff import write_ome_tiff
 from wsiseg.export.png import write_png
 from wsiseg.export.tables import class_rows, class_table, write_csv
@@ -33,7 +34,7 @@ from wsiseg.sources import image_files, open_source
 from wsiseg.sources.dicom_headers import reference_headers
 from wsiseg.sources.slide import bounds_corner
 from wsiseg.sources.volume import VolumeSource
-from wsiseg.store import MASK, CaseStore, open_store
+from wsiseg.store import CaseStore, open_store
 
 BACKGROUND = "background"
 
@@ -72,6 +73,10 @@ class Settings:
     regions: Path | None = None
     structure: bool = False
     around: tuple[str, ...] | None = None
+    reviewer: str | None = None
+    patient: str | None = None
+    split: str | None = None
+    licence: str | None = None
 
 
 @dataclass(frozen=True)
@@ -86,9 +91,7 @@ class Task:
     @property
     def levels(self) -> list[Any]:
         """The mask and its coarser levels."""
-        made = (self.store.completion() or {}).get("levels", {})
-        count = 1 + sum(name.startswith(f"{MASK}/") for name in made)
-        return [self.store.mask(n) for n in range(count)]
+        return mask_levels(self.store)
 
     @contextmanager
     def input(self, why: str) -> Iterator[Path]:
@@ -125,7 +128,7 @@ def export_store(
     path = to_path(out)
     if path.is_dir():
         raise UsageError(f"--out {path} is a folder; name a file")
-    if path.exists() and not overwrite:
+    if path.exists() and not overwrite and to not in ADDED_TO:
         raise UsageError(f"{path} is there already; use --overwrite to replace it, or another --out")
     opened = open_store(store)
     if opened.plan.axes not in axes:
@@ -265,6 +268,22 @@ def _dicom_seg(task: Task) -> dict[str, Any]:
     return {"frames": list(frames.shape), "segments": {c.name: c.index + 1 for c in plan.classes}}
 
 
+def _training_manifest(task: Task) -> dict[str, Any]:
+    asked, store = task.settings, task.store
+    given = {name: getattr(asked, name) for name in ("reviewer", "patient", "split", "licence")}
+    with ExitStack() as opened:
+        image = store.path
+        if store.plan.image_shape is None or asked.input is not None:
+            # A row names a file of the user's, not a copy of it.
+            opened.enter_context(task.input("the result has no image to train on"))
+            image = cast("Path", asked.input)
+        kept = {name: value for name, value in given.items() if value is not None}
+        row = write_training_row(task.out, store, image=image, **{"reviewer": None, "patient": None, **kept})
+    return {"row": row.model_dump(mode="json")}
+
+
+ADDED_TO = ("training-manifest",)
+"""What is written into a file that may be there."""
 KINDS: dict[str, tuple[Callable[[Task], dict[str, Any]], tuple[str, ...], frozenset[str]]] = {
     "geojson": (
         _geojson,
@@ -274,6 +293,11 @@ KINDS: dict[str, tuple[Callable[[Task], dict[str, Any]], tuple[str, ...], frozen
     "ome-tiff": (_ome_tiff, ("yx",), frozenset({"colors"})),
     "nifti": (_nifti, ("zyx",), frozenset({"input"})),
     "dicom-seg": (_dicom_seg, ("yx", "zyx"), frozenset({"input"})),
+    "training-manifest": (
+        _training_manifest,
+        ("yx",),
+        frozenset({"input", "reviewer", "patient", "split", "licence"}),
+    ),
     "png": (_png, ("yx",), frozenset({"mpp"})),
     "csv": (_csv, ("yx", "zyx"), frozenset({"regions", "structure", "around", "mpp", "min_area"})),
 }

@@ -11,6 +11,7 @@ from wsiseg.classes import MaskClass, index_of_name
 from wsiseg.errors import UsageError
 from wsiseg.geometry import Geometry
 from wsiseg.progress import Progress
+from wsiseg.store import MASK, CaseStore
 from wsiseg.structure import SIZES_UM2, Rings, Structure, structure
 
 MOST_PIXELS = 1 << 25
@@ -18,6 +19,12 @@ MOST_PIXELS = 1 << 25
 MOST_ASKED_PIXELS = 1 << 28
 INNER, OUTER = "epitheli", "stroma"
 """Parts of the names of the classes that are taken where none are named."""
+
+
+def mask_levels(store: CaseStore) -> list[Any]:
+    """The mask of a finished store and its coarser levels."""
+    made = (store.completion() or {}).get("levels", {})
+    return [store.mask(n) for n in range(1 + sum(name.startswith(f"{MASK}/") for name in made))]
 
 
 def structure_of(

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from wsiseg.annotations.geojson import PolygonLabels, polygon_regions
+from wsiseg.annotations.polygons import PolygonLabels, polygon_regions
 from wsiseg.classes import VOID, MaskClass
 from wsiseg.export.streams import check_name, written
 from wsiseg.geometry import Geometry

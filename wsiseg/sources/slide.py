@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -164,6 +165,31 @@ def _stated(handle: openslide.OpenSlide) -> tuple[float, float] | None:
     except (KeyError, ValueError):
         return None
     return y, x
+
+
+@dataclass(frozen=True)
+class OnGlass:
+    """Where the image of a slide lies: the distance of its middle from that of the glass, and its size."""
+
+    middle_nm: tuple[float, float]
+    """(y, x), downwards and to the right."""
+    spacing_um: tuple[float, float]
+    """Of a pixel of level 0, as the file states it."""
+    shape: tuple[int, int]
+
+
+def on_glass(path: Path) -> OnGlass | None:
+    """Where a Hamamatsu slide says that its image lies; None where it does not. Raises UnreadableSource."""
+    if openslide.OpenSlide.detect_format(str(path)) is None:
+        return None
+    with SlideFile(path).handle as handle:
+        stated = _stated(handle)
+        try:
+            y, x = (float(handle.properties[f"hamamatsu.{axis}OffsetFromSlideCentre"]) for axis in "YX")
+        except (KeyError, ValueError):
+            return None
+        width, height = handle.dimensions
+    return None if stated is None else OnGlass((y, x), stated, (height, width))
 
 
 def bounds_corner(path: Path) -> tuple[int, int]:

@@ -9,8 +9,8 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from wsiseg.annotations.geojson import PolygonLabels
 from wsiseg.annotations.labels import Labels
+from wsiseg.annotations.polygons import PolygonLabels
 from wsiseg.classes import VOID
 from wsiseg.geometry import Region
 from wsiseg.windows import WindowPlan

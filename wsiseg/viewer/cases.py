@@ -16,9 +16,11 @@ from wsiseg.classes import MaskClass
 from wsiseg.errors import IncompleteStore, UsageError
 from wsiseg.names import SUFFIX
 from wsiseg.report import Report
+from wsiseg.reviews.corrections import Corrections
 from wsiseg.sources import Source, open_source
 from wsiseg.sources.omezarr import open_multiscale
 from wsiseg.store import CaseStore, open_store
+from wsiseg.viewer.loose import LooseCase
 from wsiseg.viewer.places import Places, class_facts, inside, layer_names, paired, report_of
 from wsiseg.viewer.tiles import ImageLayer, IndexLayer, Layer, TruthLevels, top_level
 from wsiseg.viewer.volumes import UNSURE_PLACES, VolumeCase
@@ -61,7 +63,13 @@ class Case:
             layers["confidence"] = IndexLayer(_levels(self.store.confidence), outside=0)
         truth = paired(self._places.truth, self.store.path)
         if truth is not None:
-            labels = open_truth(truth, geometry=self.store.geometry, classes=self.classes)
+            labels = open_truth(
+                truth,
+                geometry=self.store.geometry,
+                classes=self.classes,
+                rules=self._places.rules,
+                slide=paired(self._places.images, self.store.path),
+            )
             layers["truth"] = IndexLayer(TruthLevels(labels))
         return layers
 
@@ -70,6 +78,16 @@ class Case:
             return open_multiscale(self.store.path)
         found = paired(self._places.images, self.store.path)
         return None if found is None else open_source(found, mpp=self.store.plan.spacing[0])
+
+    @cached_property
+    def corrections(self) -> Corrections:
+        """What reviewers say of it."""
+        return Corrections(self.store, model=self.report.model["name"] if self.report else None)
+
+    @property
+    def verdicts(self) -> dict[str, str]:
+        """Of the reviewers, by initials."""
+        return {initials: layer.about.verdict for initials, layer in self.corrections.layers().items()}
 
     def at(self, row: int, column: int) -> dict[str, Any]:
         """Class and confidence at a pixel, and where it lies in µm."""
@@ -110,6 +128,7 @@ class Case:
             "levels": top_level(self.shape),
             "layers": layer_names(self.store, self._places),
             "mean_iou": scores.mean_iou if scores else None,
+            "verdicts": self.verdicts,
         }
 
     def facts(self) -> dict[str, Any]:
@@ -122,7 +141,8 @@ class Case:
         }
 
 
-AnyCase = Case | VolumeCase
+SlideCase = Case | LooseCase
+AnyCase = SlideCase | VolumeCase
 
 
 def least_sure(cells: NDArray[np.uint8]) -> list[tuple[float, int, int, int, int]]:
@@ -179,5 +199,7 @@ def open_case(path: Path, *, name: str, places: Places) -> AnyCase:
 
 def _stores(folder: Path) -> Iterator[Path]:
     if not folder.is_dir():
-        raise UsageError(f"{folder} is neither a result (.ome.zarr) nor a folder of results")
+        raise UsageError(
+            f"{folder} is neither a result (.ome.zarr) nor a folder of results; of a slide name a --mask too"
+        )
     return (entry for entry in inside(folder) if is_result(entry))

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from wsiseg.batch.discovery import MARKS
 from wsiseg.batch.outcome import read_outcome
 from wsiseg.classes import MaskClass
+from wsiseg.config import DRAWN, AnnotationRules
 from wsiseg.names import SUFFIX, case_name
 from wsiseg.report import Report
 from wsiseg.store import CaseStore
@@ -20,6 +22,8 @@ class Places:
 
     images: Path | None = None
     truth: Path | None = None
+    rules: AnnotationRules = DRAWN
+    """How annotations that are drawn marks are read."""
 
 
 def own_name(store: Path) -> str:
@@ -31,9 +35,10 @@ def paired(place: Path | None, store: Path) -> Path | None:
     """What is named itself, or the file of a folder that has the name of a store's case."""
     if place is None or not place.is_dir() or place.suffix == ".zarr":
         return place
+    own = own_name(store)
+    marks = {f"{own}{suffix}" for suffix in MARKS} - {store.name}
     return next(
-        (p for p in inside(place) if p.suffix != ".zarr" and case_name(p) == own_name(store)),
-        None,
+        (p for p in inside(place) if p.name in marks or (p.suffix != ".zarr" and case_name(p) == own)), None
     )
 
 

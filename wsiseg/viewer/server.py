@@ -8,9 +8,11 @@
     GET /tiles/LAYER/LEVEL/ROW/COLUMN/NAME       a tile of a slide
     GET /slices/LAYER/AXIS/INDEX/CHANNEL/NAME    the numbers of a slice of a volume, row by row, little-endian
     GET /thumbnail/NAME                          a small picture of a volume
+    GET, PUT, DELETE /api/review/NAME/...        reviews of a slide, see `reviews`
 
-NAME is one percent-encoded part of the path. Answers to a page of another site are refused by looking at the
-Host header: a name of somebody else's that leads to this machine is none of ours.
+NAME is one percent-encoded part of the path. Answers to a page of another site are refused by looking at
+the Host header: a name of somebody else's that leads to this machine is none of ours. A change that another
+window has overtaken is answered with status 409.
 """
 
 from __future__ import annotations
@@ -26,9 +28,16 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
+from pydantic import ValidationError
+
+from wsiseg.bounded import in_short
+from wsiseg.config import DRAWN, AnnotationRules
 from wsiseg.errors import UsageError, WsisegError
-from wsiseg.viewer.cases import AnyCase, Case, find
+from wsiseg.reviews.corrections import Outdated
+from wsiseg.viewer.cases import AnyCase, SlideCase, find
+from wsiseg.viewer.loose import LooseCase, LooseMask
 from wsiseg.viewer.places import Places
+from wsiseg.viewer.reviews import LARGEST_BODY, NotThere, Refused, all_layers, change, check_sender
 from wsiseg.viewer.tiles import top_level
 from wsiseg.viewer.volumes import VolumeCase
 
@@ -46,17 +55,15 @@ TYPES = {
 POLICY = "default-src 'self'; img-src 'self' blob: data:; style-src 'self' 'unsafe-inline'"
 
 
-class NotThere(Exception):
-    """A path that names nothing."""
-
-
 class ViewerServer(ThreadingHTTPServer):
     """Serves cases until it is shut down; `url` is where. Port 0 takes a free one."""
 
     daemon_threads = True
 
-    def __init__(self, cases: Mapping[str, AnyCase], *, host: str = LOOPBACK, port: int = 0) -> None:
-        self.cases = cases
+    def __init__(
+        self, cases: Mapping[str, AnyCase], *, host: str = LOOPBACK, port: int = 0, read_only: bool = False
+    ) -> None:
+        self.cases, self.read_only = cases, read_only
         self._volume: VolumeCase | None = None
         self.tile: Callable[[str, str, int, int, int], tuple[bytes, str]] = lru_cache(KEPT_TILES)(self._tile)
         super().__init__((host, port), _Handler)
@@ -74,10 +81,10 @@ class ViewerServer(ThreadingHTTPServer):
         except KeyError:
             raise NotThere from None
 
-    def slide(self, name: str) -> Case:
+    def slide(self, name: str) -> SlideCase:
         """A slide by name. Raises NotThere."""
         found = self.case(name)
-        if not isinstance(found, Case):
+        if isinstance(found, VolumeCase):
             raise NotThere
         return found
 
@@ -114,16 +121,28 @@ def open_viewer(
     *,
     images: Path | None = None,
     truth: Path | None = None,
+    rules: AnnotationRules = DRAWN,
     host: str = LOOPBACK,
     port: int = 0,
+    read_only: bool = False,
+    mask: LooseMask | None = None,
 ) -> ViewerServer:
-    """A server of what `path` holds, which does not serve yet. Raises UsageError, IncompleteStore."""
-    for place in (images, truth):
+    """A server of what `path` holds, which does not serve yet; `read_only` takes no reviews.
+
+    With `mask` the path is a slide. Raises WsisegError.
+    """
+    slide = None if mask is None else path
+    for place in (images, truth, slide, mask.path if mask else None):
         if place is not None and not place.exists():
             raise UsageError(f"no such file or folder: {place}")
-    cases = find(path, places=Places(images, truth))
+    places = Places(images, truth, rules)
+    if mask is None:
+        cases = find(path, places=places)
+    else:
+        loose = LooseCase(path, mask, places=places)
+        cases = {loose.name: loose}
     try:
-        return ViewerServer(cases, host=host, port=port)
+        return ViewerServer(cases, host=host, port=port, read_only=read_only)
     except OSError as err:
         raise UsageError(f"port {port} of {host} cannot be used: {err.strerror}; try --port 0") from None
 
@@ -133,19 +152,36 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
+        self._respond(self._answer)
+
+    def do_PUT(self) -> None:
+        self._respond(self._changed)
+
+    def do_DELETE(self) -> None:
+        self._respond(self._changed)
+
+    def _respond(self, answer: Callable[[], tuple[bytes, str, bool]]) -> None:
         try:
             if not self._from_here():
-                raise PermissionError
-            body, media_type, keep = self._answer()
+                raise Refused("this page is served to the machine it runs on")
+            body, media_type, keep = answer()
             self._send(HTTPStatus.OK, body, media_type, keep=keep)
+        except ValidationError as err:
+            self._say(HTTPStatus.BAD_REQUEST, in_short(err))
         except (NotThere, KeyError, ValueError):
-            self._send(HTTPStatus.NOT_FOUND, b"there is nothing at this address", "text/plain")
-        except PermissionError:
-            self._send(HTTPStatus.FORBIDDEN, b"this page is served to the machine it runs on", "text/plain")
+            self._say(HTTPStatus.NOT_FOUND, "there is nothing at this address")
+        except Refused as err:
+            self._say(HTTPStatus.FORBIDDEN, str(err))
+        except Outdated as err:
+            self._say(HTTPStatus.CONFLICT, str(err))
         except WsisegError as err:
-            self._send(HTTPStatus.UNPROCESSABLE_ENTITY, str(err).encode(), "text/plain; charset=utf-8")
+            self._say(HTTPStatus.UNPROCESSABLE_ENTITY, str(err))
         except (BrokenPipeError, ConnectionResetError):
             self.close_connection = True  # the page went on before the tile was there
+
+    def _say(self, status: HTTPStatus, text: str) -> None:
+        self.close_connection = True  # what a refused request still has to say is not read
+        self._send(status, text.encode(), "text/plain; charset=utf-8")
 
     def _from_here(self) -> bool:
         host, _ = self.server.server_address[:2]
@@ -159,17 +195,42 @@ class _Handler(BaseHTTPRequestHandler):
                 return _static("index.html")
             case ["static", name]:
                 return _static(name)
-            case ["api", "cases"]:
-                return _json([one.summary() for one in self.server.cases.values()])
-            case ["api", "case", name]:
-                return _json(self.server.case(unquote(name)).facts())
-            case ["api", "at", name]:
-                given = parse_qs(address.query)
-                row, column = (int(given[key][0]) for key in ("row", "column"))
-                return _json(self.server.slide(unquote(name)).at(row, column))
+            case ["api", *parts]:
+                return _json(self._facts(parts, parse_qs(address.query)))
             case ["tiles" | "slices" | "thumbnail", *_] as parts:
                 return self._pixels(parts)
         raise NotThere
+
+    def _facts(self, parts: list[str], query: dict[str, list[str]]) -> Any:
+        match parts:
+            case ["cases"]:
+                return [one.summary() for one in self.server.cases.values()]
+            case ["case", name]:
+                return self.server.case(unquote(name)).facts() | {"read_only": self.server.read_only}
+            case ["at", name]:
+                row, column = (int(query[key][0]) for key in ("row", "column"))
+                return self.server.slide(unquote(name)).at(row, column)
+            case ["review", name]:
+                return all_layers(self.server.slide(unquote(name)).corrections)
+        raise NotThere
+
+    def _changed(self) -> tuple[bytes, str, bool]:
+        """Carry out a change of a review."""
+        address = urlsplit(self.path)
+        match address.path.lstrip("/").split("/"):
+            case ["api", "review", name, *parts]:
+                found = self.server.slide(unquote(name)).corrections
+            case _:
+                raise NotThere
+        sends = self.command != "DELETE"
+        kind = self.headers.get_content_type() if sends else None
+        check_sender(self.headers, content_type=kind, read_only=self.server.read_only)
+        length = int(self.headers.get("Content-Length", "")) if sends else 0
+        if not 0 <= length <= LARGEST_BODY:
+            raise Refused(f"a change has at most {LARGEST_BODY} bytes")
+        query = parse_qs(address.query)
+        layer = change(found, self.command, parts, query=query, body=self.rfile.read(length))
+        return _json(layer.geojson)
 
     def _pixels(self, parts: list[str]) -> tuple[bytes, str, bool]:
         match parts:

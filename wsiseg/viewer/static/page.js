@@ -2,6 +2,7 @@
 
 import { SlideView } from './view.js';
 import { VolumeView } from './volume.js';
+import { ReviewPanel } from './review.js';
 
 const $ = id => document.getElementById(id);
 const ask = async path => {
@@ -15,6 +16,7 @@ const make = (tag, properties = {}, ...children) => {
   return element;
 };
 const area = mm2 => mm2 === null ? '' : mm2 >= 10 ? mm2.toFixed(0) : mm2 && mm2 < 0.001 ? '< 0.001' : mm2.toFixed(3);
+const PLACE = 200; // level-0 pixels, at least, of a place that is looked at
 const percent = share => share === null ? '' : `${(100 * share).toFixed(1)}\u00a0%`;
 
 const slides = new SlideView($('slide'), { message: $('message'), cursor: $('cursor'), scale: $('scale'), curtain: $('curtain') });
@@ -22,6 +24,7 @@ const volumes = new VolumeView($('volume'), {
   message: $('message'), cursor: $('cursor'),
   grey: { box: $('grey'), channel: $('channel'), level: $('level'), width: $('width'), reset: $('usual'), cross: $('cross') },
 });
+const reviews = new ReviewPanel(slides, { told: verdicts => { cases[current].verdicts = verdicts; listCases(); } });
 let view = slides;
 let cases = [], current = -1, facts = null, on = new Set(), place = -1;
 
@@ -36,7 +39,8 @@ function listCases() {
     const src = one.kind === 'volume' ? `thumbnail/${name}` : `tiles/${layer}/${one.levels}/0/0/${name}`;
     const button = make('button', { onclick: () => show(number) },
       make('img', { src, alt: '', loading: 'lazy' }), make('span', { textContent: one.name }),
-      make('small', { textContent: one.mean_iou === null ? 'no truth' : `mean IoU ${one.mean_iou.toFixed(3)}` }));
+      make('small', { textContent: one.mean_iou === null ? 'no truth' : `mean IoU ${one.mean_iou.toFixed(3)}` }),
+      make('small', { className: 'verdicts', textContent: Object.entries(one.verdicts ?? {}).map(([who, said]) => `${who}: ${said}`).join(', ') }));
     if (number === current) button.setAttribute('aria-current', 'true');
     return button;
   }));
@@ -73,7 +77,8 @@ function nextUnsure() {
   if (!facts.unsure.length) return;
   place = (place + 1) % facts.unsure.length;
   const found = facts.unsure[place];
-  view.go(found);
+  const more = facts.kind === 'volume' ? 0 : Math.max(0, (PLACE - found.width) / 2); // of a small place one sees where it is
+  view.go(more ? { x: found.x - more, y: found.y - more, width: found.width + 2 * more, height: found.height + 2 * more } : found);
   $('unsure-at').textContent = `${place + 1} of ${facts.unsure.length}: ${(100 * found.confidence).toFixed(0)} % sure`;
 }
 
@@ -84,7 +89,8 @@ async function show(number) {
     $('message').textContent = `${cases[current]?.name ?? 'This case'} cannot be shown: ${error.message}`;
     $('message').hidden = false;
     $('title').textContent = $('facts').textContent = '';
-    for (const id of ['slide', 'scale', 'volume']) $(id).hidden = true;
+    for (const id of ['slide', 'scale', 'volume', 'review']) $(id).hidden = true;
+    reviews.close(); // what is drawn now must not go to the case before
   }
 }
 
@@ -99,7 +105,7 @@ async function open(number) {
   const volume = facts.kind === 'volume';
   const size = volume ? `${[...facts.shape].reverse().join(' × ')} voxels of ${[...facts.mm].reverse().join(' × ')} mm`
     : `${facts.width} × ${facts.height} px, ${facts.um[1]} µm`;
-  for (const [id, hidden] of [['slide', volume], ['scale', volume], ['volume', !volume], ['grey', !volume], ['curtain', true]]) $(id).hidden = hidden;
+  for (const [id, hidden] of [['slide', volume], ['scale', volume], ['volume', !volume], ['grey', !volume], ['curtain', true], ['review', volume || facts.reviewable === false]]) $(id).hidden = hidden;
   $('unit').textContent = volume ? 'ml' : 'mm²';
   // Named for tests and for whoever opens the browser's console.
   view = window.wsisegViewer = volume ? volumes : slides;
@@ -111,6 +117,7 @@ async function open(number) {
   listClasses();
   listLayers();
   await view.open(facts);
+  if (!volume && facts.reviewable !== false) await reviews.open(facts); else reviews.close();
   view.update({ layer: 'mask', curtain: null });
   // The background covers what one wants to see.
   only(facts.classes.filter(c => c.name !== 'background').map(c => c.index));

@@ -1,0 +1,1 @@
+"""Reviews: what pathologists say of masks and draw over them, and scores against that."""
