@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
+from PIL import Image
 
 import wsiseg
 from tests.browsers import Page, browser, errors, skip_without_browser
+from tests.test_store import finished, make_plan
 from wsiseg.annotations import open_truth
+from wsiseg.classes import MaskClass
 from wsiseg.reviews.corrections import Corrections
 from wsiseg.store import open_store
 from wsiseg.viewer.server import open_viewer
@@ -205,3 +212,50 @@ def test_what_cannot_be_sent_is_kept_and_sent_later(page: Page, results: Path, u
     page.wait("document.getElementById('review-state').textContent === 'saved'")
     found = Corrections(open_store(results / f"{CASE}.ome.zarr")).layer("AB").features
     assert [one["id"] for one in found] == drawn(page)
+
+
+CELL = 64
+"""Of the checkerboard: whole pixels at every level."""
+COLORED = tuple(
+    MaskClass(index=n, name=f"c{n}", color=color)
+    for n, color in enumerate(((255, 255, 255), (200, 30, 40), (30, 60, 200), (20, 160, 60)))
+)
+
+
+def shown_classes(page: Page) -> NDArray[np.int64]:
+    """The class whose colour is nearest, for every pixel of what is drawn."""
+    page.wait(LOADED)
+    time.sleep(0.5)  # the last tile fades in
+    address = str(page.run("wsisegViewer.osd.drawer.canvas.toDataURL('image/png')"))
+    picture = Image.open(io.BytesIO(base64.b64decode(address.partition(",")[2]))).convert("RGB")
+    colors = np.asarray(picture, np.int64)
+    known = np.array([c.color for c in COLORED])
+    return np.asarray(((colors[..., None, :] - known) ** 2).sum(axis=-1).argmin(axis=-1))
+
+
+def test_the_mask_lies_on_the_slide_to_the_pixel_at_every_zoom(page: Page, tmp_path: Path) -> None:
+    shape = (1536, 2112)
+    y, x = np.ogrid[: shape[0], : shape[1]]
+    mask = np.asarray((y // CELL + 2 * (x // CELL)) % 3 + 1, np.uint8)
+    finished(tmp_path / "board.ome.zarr", make_plan(shape=shape, classes=COLORED, spacing=(0.5, 0.5)), mask)
+    colors = np.array([c.color for c in COLORED], np.uint8)
+    Image.fromarray(colors[mask]).save(tmp_path / "board.png")
+    with open_viewer(tmp_path / "board.ome.zarr", images=tmp_path / "board.png") as server:
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+        opened(page, server.url)
+        page.run("wsisegViewer.update({ opacity: 1 })")
+        seen = set()
+        for zoom in (0.25, 0.31, 0.5, 0.77, 1.0, 1.6, 3.0):
+            page.run(
+                "void wsisegViewer.osd.viewport.zoomTo("
+                "wsisegViewer.items.mask.imageToViewportZoom(arguments[0]), null, true)",
+                zoom,
+            )
+            page.run("wsisegViewer.update({ shown: true })")
+            over = shown_classes(page)
+            page.run("wsisegViewer.update({ shown: false })")
+            bare = shown_classes(page)
+            seen |= set(np.unique(bare))
+            assert int((over != bare).sum()) == 0, zoom
+        assert {1, 2, 3} <= seen
+        server.shutdown()
