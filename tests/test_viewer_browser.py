@@ -12,6 +12,9 @@ import pytest
 from numpy.typing import NDArray
 
 from tests.browsers import browser, errors, skip_without_browser, wait_for
+from tests.test_store import finished, make_plan
+from tests.test_viewer import CLASSES as SLIDE_CLASSES
+from tests.test_viewer import checkerboard
 from tests.test_viewer_volumes import CLASSES, SHAPE, SPACING, checkers, stored
 from tests.volume_files import random_voxels, save
 from wsiseg.viewer.server import open_viewer
@@ -167,4 +170,28 @@ def test_a_case_that_cannot_be_shown_says_so_and_stops_no_other(tmp_path: Path) 
         wait_for(
             driver, "window.wsisegViewer?.facts?.name === 'w' && window.wsisegViewer.planes[0].index >= 0"
         )
+        server.shutdown()
+
+
+def test_a_polygon_that_was_begun_on_a_slide_is_not_kept_when_a_volume_is_opened(tmp_path: Path) -> None:
+    skip_without_browser()
+    from selenium.webdriver.common.action_chains import ActionChains
+
+    mask = checkerboard((600, 700), side=50)
+    finished(tmp_path / "a.ome.zarr", make_plan(shape=mask.shape, classes=SLIDE_CLASSES), mask)
+    stored(tmp_path / "b.ome.zarr", checkers(SHAPE))
+    with open_viewer(tmp_path) as server, browser() as driver:
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+        driver.get(server.url)
+        wait_for(driver, "window.wsisegViewer?.items?.mask?.getFullyLoaded()")
+        driver.find_element("id", "initials").send_keys("AB\t")
+        driver.find_element("id", "draw").click()
+        slide = driver.find_element("id", "slide")
+        for right, down in ((0, 0), (60, 0), (60, 60)):
+            ActionChains(driver).move_to_element_with_offset(slide, right, down).click().perform()
+        wait_for(driver, "document.querySelectorAll('#drawing *').length > 0")
+        driver.find_elements("css selector", "#cases button")[1].click()
+        wait_for(driver, "window.wsisegViewer?.planes?.every(plane => plane.index >= 0)")
+        assert driver.execute_script("return document.querySelectorAll('#drawing *').length") == 0
+        assert list(tmp_path.glob("*.geojson")) == []
         server.shutdown()

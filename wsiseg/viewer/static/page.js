@@ -89,7 +89,8 @@ async function show(number) {
     $('message').textContent = `${cases[current]?.name ?? 'This case'} cannot be shown: ${error.message}`;
     $('message').hidden = false;
     $('title').textContent = $('facts').textContent = '';
-    for (const id of ['slide', 'scale', 'volume']) $(id).hidden = true;
+    for (const id of ['slide', 'scale', 'volume', 'review']) $(id).hidden = true;
+    reviews.leave(); // what is drawn now must not go to the case before
   }
 }
 
@@ -116,7 +117,7 @@ async function open(number) {
   listClasses();
   listLayers();
   await view.open(facts);
-  if (!volume && facts.reviewable !== false) await reviews.open(facts); else reviews.close();
+  if (!volume && facts.reviewable !== false) await reviews.open(facts); else reviews.leave();
   view.update({ layer: 'mask', curtain: null });
   // The background covers what one wants to see.
   only(facts.classes.filter(c => c.name !== 'background').map(c => c.index));

@@ -52,8 +52,8 @@ export class ReviewPanel {
     await this.load();
   }
 
-  // Of a case that has no reviews.
-  close() {
+  // Another case is shown, which has no reviews. (`close` closes the polygon that is drawn.)
+  leave() {
     if (!this.facts) return;
     this.reset();
     Object.assign(this, { layers: {}, facts: null });
