@@ -323,3 +323,16 @@ def test_the_command_serves_until_it_is_interrupted(results: Path) -> None:
         process.send_signal(signal.SIGINT)
         assert process.wait(timeout=20) == 0
         assert process.stderr.read() == ""
+
+
+def test_the_result_of_another_model_is_shown_beside_it_by_name(tmp_path: Path) -> None:
+    mask = checkerboard((60, 70), side=10)
+    plan = make_plan(shape=mask.shape, classes=CLASSES)
+    finished(tmp_path / "one" / "a.ome.zarr", plan, mask)
+    finished(tmp_path / "two" / "a.ome.zarr", plan, mask[:, ::-1])
+    for truth in (tmp_path / "two", tmp_path / "two" / "a.ome.zarr"):
+        with open_viewer(tmp_path / "one", truth=truth) as server:
+            tile = np.asarray(Image.open(io.BytesIO(server.tile("a", "truth", 0, 0, 0)[0])))
+            np.testing.assert_array_equal(tile[:60, :70], mask[:, ::-1])
+    with open_viewer(tmp_path / "one", truth=tmp_path / "one") as server:
+        assert sorted(server.slide("a").layers) == ["mask"]  # not beside itself

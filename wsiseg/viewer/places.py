@@ -36,10 +36,9 @@ def paired(place: Path | None, store: Path) -> Path | None:
     if place is None or not place.is_dir() or place.suffix == ".zarr":
         return place
     own = own_name(store)
-    marks = {f"{own}{suffix}" for suffix in MARKS} - {store.name}
-    return next(
-        (p for p in inside(place) if p.name in marks or (p.suffix != ".zarr" and case_name(p) == own)), None
-    )
+    marks = {f"{own}{suffix}" for suffix in MARKS}
+    others = (p for p in inside(place) if p.resolve() != store.resolve())
+    return next((p for p in others if p.name in marks or (p.suffix != ".zarr" and case_name(p) == own)), None)
 
 
 def inside(folder: Path) -> Iterator[Path]:
