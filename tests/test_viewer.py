@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -309,7 +310,12 @@ def test_what_cannot_be_viewed_is_said_in_one_sentence(results: Path, server: Vi
 
 def test_the_command_serves_until_it_is_interrupted(results: Path) -> None:
     command = [sys.executable, "-m", "wsiseg", "view", str(results), "--port", "0", "--json"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    # Tests that run in the background of a shell have Ctrl+C ignored, and so would the process.
+    heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=heard,  # noqa: PLW1509
+    ) as process:  # fmt: skip
         assert process.stdout is not None
         assert process.stderr is not None
         found = json.loads("".join(iter(process.stdout.readline, "}\n")) + "}")
@@ -321,7 +327,10 @@ def test_the_command_serves_until_it_is_interrupted(results: Path) -> None:
         assert connection.getresponse().status == 200
         connection.close()
         process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=20) == 0
+        try:
+            assert process.wait(timeout=20) == 0
+        finally:
+            process.kill()
         assert process.stderr.read() == ""
 
 
