@@ -47,7 +47,7 @@ def test_a_slide_coarser_than_the_model_is_refused_unless_told_otherwise(
         ({"device": "tpu"}, "unknown device 'tpu'"),
         ({"device": "meta"}, "device 'meta' is not supported"),
         ({"device": "cuda:99"}, "device 'cuda:99' is not there"),
-        ({"colour": 1}, "unknown setting 'colour'; known are: allow_upsampling, batch"),
+        ({"colour": 1}, "unknown setting 'colour'; known are: allow_upsampling, annotation_frame, "),
         ({"batch": 0}, "setting 'batch' = 0: Input should be greater than or equal to 1"),
     ],
 )
