@@ -128,3 +128,15 @@ def test_a_viewer_that_is_read_only_stores_nothing(results: Path) -> None:
         assert (status, said) == (403, "this viewer was started with --read-only: it stores no reviews")
         assert send(server, "GET", "/api/case/a%20b")[1]["read_only"] is True
     assert [p.name for p in results.iterdir()] == ["a b.ome.zarr"]
+
+
+def test_a_layer_that_is_damaged_hides_no_other(server: ViewerServer, results: Path) -> None:
+    send(server, "PUT", f"/api/review/a%20b/AB/{NAME}", AREA)
+    (results / "a b.review.CD.geojson").write_text("{")
+    layers = send(server, "GET", "/api/review/a%20b")[1]
+    assert [one["id"] for one in layers["AB"]["features"]] == [NAME]
+    assert "a b.review.CD.geojson is no layer of a review" in layers["CD"]["error"]
+    (case,) = send(server, "GET", "/api/cases")[1]
+    assert case["verdicts"] == {"AB": "open", "CD": "cannot be read"}
+    assert send(server, "GET", "/api/case/a%20b")[0] == 200
+    assert send(server, "PUT", f"/api/review/a%20b/CD/{NAME}", AREA)[0] == 422

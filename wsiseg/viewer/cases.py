@@ -22,6 +22,7 @@ from wsiseg.sources.omezarr import open_multiscale
 from wsiseg.store import CaseStore, open_store
 from wsiseg.viewer.loose import LooseCase
 from wsiseg.viewer.places import Places, class_facts, inside, layer_names, paired, report_of
+from wsiseg.viewer.reviews import verdicts
 from wsiseg.viewer.tiles import ImageLayer, IndexLayer, Layer, TruthLevels, top_level
 from wsiseg.viewer.volumes import UNSURE_PLACES, VolumeCase
 
@@ -84,11 +85,6 @@ class Case:
         """What reviewers say of it."""
         return Corrections(self.store, model=self.report.model["name"] if self.report else None)
 
-    @property
-    def verdicts(self) -> dict[str, str]:
-        """Of the reviewers, by initials."""
-        return {initials: layer.about.verdict for initials, layer in self.corrections.layers().items()}
-
     def at(self, row: int, column: int) -> dict[str, Any]:
         """Class and confidence at a pixel, and where it lies in µm."""
         plan = self.store.plan
@@ -128,7 +124,7 @@ class Case:
             "levels": top_level(self.shape),
             "layers": layer_names(self.store, self._places),
             "mean_iou": scores.mean_iou if scores else None,
-            "verdicts": self.verdicts,
+            "verdicts": verdicts(self.corrections),
         }
 
     def facts(self) -> dict[str, Any]:

@@ -16,8 +16,10 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from wsiseg.errors import AnnotationError
 from wsiseg.reviews.corrections import Corrections, Layer, Review
 
+UNREADABLE = "cannot be read"
 LARGEST_BODY = 4 << 20
 """Bytes of a change: a polygon of the most corners has about half of them."""
 
@@ -47,8 +49,23 @@ class PolygonBody(BaseModel):
 
 
 def all_layers(corrections: Corrections) -> dict[str, Any]:
-    """The layers of all reviewers by initials, as GeoJSON. Raises AnnotationError."""
-    return {initials: layer.geojson for initials, layer in corrections.layers().items()}
+    """The layers of all reviewers by initials, as GeoJSON; of one that cannot be read, an "error"."""
+    found: dict[str, Any] = {}
+    for initials in corrections.reviewers():
+        try:
+            found[initials] = corrections.layer(initials).geojson
+        except AnnotationError as err:
+            found[initials] = {"error": str(err)}
+    return found
+
+
+def verdicts(corrections: Corrections) -> dict[str, str]:
+    """Verdicts by initials."""
+    layers = all_layers(corrections)
+    return {
+        initials: str(layer["wsiseg"]["verdict"]) if "wsiseg" in layer else UNREADABLE
+        for initials, layer in layers.items()
+    }
 
 
 def change(

@@ -13,7 +13,7 @@ const version = feature => feature?.properties.wsiseg.version ?? 0;
 export class ReviewPanel {
   // `view` is the SlideView that is drawn over, `told` is called with a case's verdicts after each change.
   constructor(view, { told }) {
-    Object.assign(this, { view, told, layers: {}, hidden: new Set(), waiting: [], done: [], undone: [], selected: null, drawing: false, corners: [] });
+    Object.assign(this, { view, told, layers: {}, damaged: {}, hidden: new Set(), waiting: [], done: [], undone: [], selected: null, drawing: false, corners: [] });
     this.svg = document.createElementNS(SVG, 'svg');
     this.svg.id = 'drawing';
     view.osd.canvas.append(this.svg);
@@ -68,8 +68,11 @@ export class ReviewPanel {
   async load() {
     const answer = await fetch(this.url());
     if (!answer.ok) { this.state(await answer.text(), true); return; }
-    this.layers = await answer.json();
+    const found = Object.entries(await answer.json());
+    this.layers = Object.fromEntries(found.filter(([, layer]) => !layer.error));
+    this.damaged = Object.fromEntries(found.filter(([, layer]) => layer.error).map(([initials, { error }]) => [initials, error]));
     this.show();
+    if (found.some(([, layer]) => layer.error)) this.state(Object.values(this.damaged).join('\n'), true);
   }
 
   // Changes: shown at once as they will be stored, then sent.
@@ -188,7 +191,7 @@ export class ReviewPanel {
       label.append(box, `${initials}: ${layer.wsiseg.verdict}, ${layer.features.length} drawn`);
       return label;
     }));
-    this.told(Object.fromEntries(Object.entries(this.layers).map(([initials, layer]) => [initials, layer.wsiseg.verdict])));
+    this.told(Object.fromEntries([...Object.entries(this.layers), ...Object.keys(this.damaged).map(who => [who, null])].map(([initials, layer]) => [initials, layer?.wsiseg.verdict ?? 'cannot be read'])));
     this.paint();
   }
 
