@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 import wsiseg
 from tests.stores import CLASSES, blobs, store_of
-from tests.vendor_files import write_ndpi
+from tests.vendor_files import write_ndpi, write_scn
 from wsiseg.annotations import open_truth
 from wsiseg.annotations.marks import Mark, parts_of
 from wsiseg.annotations.reading import read_marks
@@ -175,5 +175,7 @@ def test_ndpa_of_a_slide_lies_where_the_slide_does(tmp_path: Path) -> None:
     assert corners.min(axis=0) == pytest.approx(
         [40_000 - 48 * 1000 * glass.spacing_um[1], -70_000 - 32 * 1000 * glass.spacing_um[0]]
     )
-    plain = tmp_path / "b.tif"
-    plain.write_bytes(slide.read_bytes())
+    grey = write_scn(tmp_path / "a.scn", np.full((64, 96, 3), 90, np.uint8), around=32)
+    other = store_of(tmp_path / "t.ome.zarr", mask, inputs={"input": fingerprint(grey), "settings": {}})
+    with pytest.raises(UsageError, match=r"a\.scn does not say where its image lies on the glass"):
+        export_store(other.path, to="ndpa", out=tmp_path / "b.ndpa", input=grey)
