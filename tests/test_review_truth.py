@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import uuid
 from pathlib import Path
 
@@ -62,6 +63,17 @@ def test_over_annotations_what_was_drawn_takes_their_place(store: CaseStore, tmp
     assert after.counted_pixels == 600
     assert after.pixel_accuracy == 0.6  # 18 of 30 columns
     assert wsiseg.evaluate(store.path, tmp_path / "truth.png") == before
+
+
+def test_a_review_is_of_the_mask_that_was_there_when_the_verdict_was_given(tmp_path: Path) -> None:
+    path, mask = tmp_path / "case.ome.zarr", np.ones(SHAPE, np.uint8)
+    store = finished(path, make_plan(shape=SHAPE, classes=CLASSES), mask=mask)
+    draw(store, "AB", left=0, right=6, index=2)
+    shutil.rmtree(path)
+    other = finished(path, make_plan(shape=SHAPE, classes=CLASSES, inputs={"model": "b"}), mask=mask)
+    assert not Reviewed(other).report("AB").of_this_mask
+    Corrections(other).say("AB", Review(verdict="accepted"), version=0)
+    assert Reviewed(other).report("AB").of_this_mask
 
 
 def test_agreement_is_of_the_pixels_that_both_have_marked(store: CaseStore) -> None:

@@ -132,9 +132,10 @@ class Corrections:
         with self._changing(initials) as layer:
             if layer.about.version != version:
                 raise Outdated("the verdict was changed in another window")
-            about = layer.about.model_copy(
-                update={**review.model_dump(), "version": version + 1, "changed": now()}
-            )
+            said = {**review.model_dump(), "version": version + 1, "changed": now()}
+            # The mask may have been made anew since the layer was begun: what is said now is said of this one.
+            of = {"plan": self._store.plan.identity, "model": self._model}
+            about = layer.about.model_copy(update={**said, **of})
             return self._written(initials, layer.model_copy(update={"about": about}))
 
     def draw(self, initials: str, name: str, polygons: Polygons, *, index: int, version: int) -> Layer:
