@@ -5,8 +5,15 @@ const OSD = window.OpenSeadragon;
 const SVG = 'http://www.w3.org/2000/svg';
 const STEP = 3, RETRY = 3000; // screen pixels between corners of a line drawn by hand; ms
 const $ = id => document.getElementById(id);
-const id = () => crypto.randomUUID?.() ?? '10000000-1000-4000-8000-100000000000'.replace(/[018]/g,
-  c => (Number(c) ^ crypto.getRandomValues(new Uint8Array(1))[0] & 15 >> Number(c) / 4).toString(16)); // outside of https
+// A UUID (RFC 9562, version 4); browsers make one themselves only on pages of this machine or over https.
+function id() {
+  if (crypto.randomUUID) return crypto.randomUUID();
+  const bytes = crypto.getRandomValues(new Uint8Array(16));
+  bytes[6] = 0x40 | bytes[6] & 0x0f;
+  bytes[8] = 0x80 | bytes[8] & 0x3f;
+  const text = [...bytes].map(byte => byte.toString(16).padStart(2, '0')).join('');
+  return [[0, 8], [8, 12], [12, 16], [16, 20], [20, 32]].map(([from, to]) => text.slice(from, to)).join('-');
+}
 const polygonsOf = geometry => geometry.type === 'Polygon' ? [geometry.coordinates] : geometry.coordinates;
 const version = feature => feature?.properties.wsiseg.version ?? 0;
 
