@@ -133,7 +133,7 @@ class Corrections:
             if layer.about.version != version:
                 raise Outdated("the verdict was changed in another window")
             said = {**review.model_dump(), "version": version + 1, "changed": now()}
-            # The mask may have been made anew since the layer was begun: what is said now is said of this one.
+            # The mask may have been made anew since the layer was begun: this is said of the one of now.
             of = {"plan": self._store.plan.identity, "model": self._model}
             about = layer.about.model_copy(update={**said, **of})
             return self._written(initials, layer.model_copy(update={"about": about}))

@@ -183,6 +183,7 @@ export class ReviewPanel {
   state(text, bad = false) {
     $('review-state').textContent = text;
     $('review-state').classList.toggle('bad', bad);
+    if (bad) $('review-state').scrollIntoView({ block: 'nearest' });
   }
 
   // What is shown
