@@ -1,11 +1,11 @@
 """What review waits for: annotations of a slide with many cells, and tiles of the mask of a large one.
 
-  python -m benchmarks.review FOLDER [--shapes 100000] [--side 100000] [--tiles 30]
+python -m benchmarks.review FOLDER [--shapes 100000] [--side 100000] [--tiles 30]
 
-annotations  a GeoJSON as QuPath writes it, polygons of 40 corners with 30 measurements each, made up, loaded in
-             a process of its own: seconds and peak memory
-tiles        of a made-up mask of side x side pixels, over HTTP from a store that was just written: milliseconds
-             by level (0 is the finest)
+annotations  a GeoJSON as QuPath writes it, polygons of 40 corners with 30 measurements each, made up,
+             loaded in a process of its own: seconds and peak memory
+tiles        of a made-up mask of side x side pixels, over HTTP from a store that was just written:
+             milliseconds by level (0 is the finest)
 """
 
 from __future__ import annotations
@@ -67,7 +67,8 @@ def write_mask(path: Path, *, side: int) -> None:
     """A finished store whose mask is a board of fields in 8 classes; one that is there goes on."""
     plan = StorePlan(
         case=path.name, axes="yx", shape=(side, side), spacing=(0.25, 0.25), unit="micrometer",
-        image_shape=None, image_spacing=None, slab_rows=SLAB_ROWS, chunk=CHUNK, classes=BREAST8, inputs={}, execution={},
+        image_shape=None, image_spacing=None, slab_rows=SLAB_ROWS, chunk=CHUNK, classes=BREAST8, inputs={},
+        execution={},
     )  # fmt: skip
     store = CaseStore.create_or_resume(path, plan)
     y, x = np.ogrid[:SLAB_ROWS, :side]
