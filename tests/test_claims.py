@@ -13,9 +13,15 @@ from pathlib import Path
 import pytest
 
 from tests.cases import SMALL
+from tests.fuzz import PLAN
 from wsiseg import claims, segment
 from wsiseg.claims import Watch, last_claim, take, wait_for
+from wsiseg.config import SegmentConfig
 from wsiseg.errors import CaseHeld, ClaimLost, StoreError
+from wsiseg.exports import remove_partial
+from wsiseg.files import write_whole
+from wsiseg.ledger import Ledger
+from wsiseg.prepare import Request
 
 LEASE_S = 0.6
 
@@ -168,3 +174,48 @@ def test_the_claim_of_a_holder_that_was_killed_after_it_had_finished_is_removed(
     claim.path.write_text(json.dumps({**said, "started": "0"}))  # as if another had its number now
     assert segment(slide, tmp_path, image="none", **SMALL).status == "already complete"
     assert not (tmp_path / ".claims").exists()
+
+
+def test_a_write_that_fails_because_another_has_taken_over_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with take(tmp_path, "a", after=0) as claim:
+        ledger = Ledger(tmp_path / "a.ome.zarr" / "ledger", plan=PLAN, guard=claim.check)
+        ledger.write("slab.json", b"first")
+
+        def overtaken(path: Path, data: bytes, **_: object) -> None:
+            claim.path.with_name("000002.json").write_bytes(claim.path.read_bytes())
+            raise FileNotFoundError(2, "No such file or directory", str(path))
+
+        with monkeypatch.context() as patched:
+            patched.setattr("wsiseg.ledger.write_whole", overtaken)
+            with pytest.raises(ClaimLost, match="a was taken over"):
+                ledger.write("slab.json", b"second")
+        claim.path.with_name("000002.json").unlink()
+        with monkeypatch.context() as patched:
+            patched.setattr("wsiseg.files.os.fsync", lambda _: (_ for _ in ()).throw(OSError(5, "I/O error")))
+            with pytest.raises(StoreError, match="cannot write .*a.ome.zarr: I/O error"):
+                ledger.write("slab.json", b"second")
+    assert ledger.read("slab.json") == b"first"
+
+
+def test_who_wakes_in_the_middle_of_a_small_file_leaves_the_one_of_another_alone(tmp_path: Path) -> None:
+    path = tmp_path / "slab.json"
+
+    def another_writes_it() -> None:
+        write_whole(path, b"by another")
+        raise ClaimLost("taken over")
+
+    with pytest.raises(ClaimLost):
+        write_whole(path, b"late, and longer than the other", guard=another_writes_it)
+    assert path.read_bytes() == b"by another"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_a_killed_process_left_half_written_beside_a_store_is_removed(tmp_path: Path) -> None:
+    request = Request(input=tmp_path / "a.tif", out=tmp_path, config=SegmentConfig(), model=None)
+    (tmp_path / "a.report.json.0f3a2b11.partial").write_bytes(b"half")
+    others = tmp_path / "a.b.report.json.0f3a2b11.partial"
+    others.write_bytes(b"another case's")
+    remove_partial(request)
+    assert list(tmp_path.iterdir()) == [others]

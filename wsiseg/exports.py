@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import glob
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -96,6 +97,14 @@ def remove_stale(request: Request) -> None:
         path = beside(request, name)
         with writing(path):
             path.unlink(missing_ok=True)
+
+
+def remove_partial(request: Request) -> None:
+    """Remove what a process that was killed left half written beside a store."""
+    for name in STALE:
+        for path in request.out.glob(f"{glob.escape(beside(request, name).name)}.*.partial"):
+            with writing(path):
+                path.unlink(missing_ok=True)
 
 
 def export_nifti(job: Job, store: CaseStore) -> Path | None:

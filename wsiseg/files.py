@@ -6,10 +6,11 @@ import errno
 import hashlib
 import json
 import os
+import secrets
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -55,13 +56,15 @@ def free_bytes(folder: Path) -> int:
     return shutil.disk_usage(next(p for p in (folder, *folder.parents) if p.exists())).free
 
 
-def write_whole(path: Path, data: bytes) -> None:
-    """Write a small file so that it is there whole or not at all."""
+def write_whole(path: Path, data: bytes, *, guard: Callable[[], None] | None = None) -> None:
+    """Write a small file so that it is there whole or not at all; where `guard` raises, not at all."""
     if isinstance(path, ObjectPath):
         path.write_bytes(data)
         return
     with whole(path) as stream:
         stream.write(data)
+        if guard is not None:
+            guard()
 
 
 @contextmanager
@@ -74,9 +77,10 @@ def whole(path: Path) -> Iterator[IO[bytes]]:
             path.upload(Path(local.name))
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
+    # A name of its own: a process that is stopped here may wake while another writes the same file.
+    partial = path.with_name(f"{path.name}.{secrets.token_hex(4)}.partial")
     try:
-        with partial.open("wb") as stream:
+        with partial.open("xb") as stream:
             yield stream
             stream.flush()
             os.fsync(stream.fileno())

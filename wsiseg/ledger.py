@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError
 
 from wsiseg.bounded import LARGEST_RECORD, parse_json, read_bounded
-from wsiseg.errors import IncompleteStore
+from wsiseg.errors import IncompleteStore, StoreError
 from wsiseg.files import to_json, write_whole, writing
 from wsiseg.plan import StorePlan
 
@@ -61,6 +62,17 @@ class Ledger:
         self.plan = plan
         self.guard = guard
 
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Writes to the store pass here. Raises what `guard` does, and StoreError."""
+        self.guard()
+        try:
+            with writing(self.folder.parent):
+                yield
+        except StoreError:
+            self.guard()  # whoever has taken the store over may be why it fails
+            raise
+
     def read(self, name: str) -> bytes | None:
         """The content of a file, or None. Raises IncompleteStore for one that no ledger of ours has."""
         path = self.folder / name
@@ -71,9 +83,8 @@ class Ledger:
 
     def write(self, name: str, data: bytes) -> None:
         """Write a file, whole or not at all. Raises StoreError."""
-        self.guard()
-        with writing(self.folder.parent):
-            write_whole(self.folder / name, data)
+        with self.writing():
+            write_whole(self.folder / name, data, guard=self.guard)
 
     def entry(self, name: str) -> dict[str, Any] | None:
         """What `record` wrote, if it is whole and was written under this plan."""
@@ -102,6 +113,5 @@ class Ledger:
 
     def forget(self, name: str) -> None:
         """Remove an entry. Raises StoreError."""
-        self.guard()
-        with writing(self.folder.parent):
+        with self.writing():
             (self.folder / name).unlink(missing_ok=True)

@@ -20,7 +20,7 @@ from wsiseg.diagnosis import gather
 from wsiseg.execute.base import OnLevel0, rows_for, to_level0
 from wsiseg.execute.decision import Confidence
 from wsiseg.execution import make_executor, try_execution
-from wsiseg.exports import check_out, remove_stale
+from wsiseg.exports import check_out, remove_partial, remove_stale
 from wsiseg.geometry import Region
 from wsiseg.images import CachedImages
 from wsiseg.memory import free_unused, keep_memory, memory_for, ran_out
@@ -173,6 +173,7 @@ def _work_on(job: Job, store: CaseStore, claim: Claim, watch: Stopwatch, progres
         tissue = _tissue(job, store, progress)
     _segment_rows(job, store, tissue, watch, progress)
     if claim.epoch > 1:
+        remove_partial(job.request)
         # Whoever was here before may have been stopped in the middle of a write and woken up since.
         with watch.stage("verify"):
             store.forget_damaged()

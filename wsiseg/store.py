@@ -195,8 +195,7 @@ class CaseStore:
             raise ValueError(f"slab {slab.index} comes without a confidence, which its store keeps")
         if confidence is not None and self._confidence is None:
             raise ValueError(f"slab {slab.index} comes with a confidence, which its store does not keep")
-        self.ledger.guard()
-        with writing(self.path):
+        with self.ledger.writing():
             entry: dict[str, Any] = {
                 "rows": [slab.rows.start, slab.rows.stop],
                 "sha256": self._mask.write(slab.rows, mask),
@@ -210,8 +209,7 @@ class CaseStore:
     def write_image(self, piece: Slab, image: Image) -> list[Any]:
         """Write rows of the stored image (C, rows, ...); returns rows and hash for the slab's record."""
         assert self._image is not None
-        self.ledger.guard()
-        with writing(self.path):
+        with self.ledger.writing():
             sha256 = self._image.write(piece.rows, image)
         return [piece.rows.start, piece.rows.stop, sha256]
 
@@ -224,7 +222,7 @@ class CaseStore:
         if pending := self.pending():
             raise IncompleteStore(f"{self.path} has {len(pending)} slabs still to be written")
         plan = self.plan
-        with writing(self.path):
+        with self.ledger.writing():
             hashes: dict[str, str] = {}
             for pyramid in self._pyramids:
                 self.ledger.guard()
