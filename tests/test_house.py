@@ -51,6 +51,7 @@ ROOMS = {
     "PIL": {"export", "sources", "viewer"},
     "zarr": {"sources", "store", "pyramid"},
     "ome_zarr_models": {"ngff"},
+    "numba": {"execute"},
     "torch": {"graph", "memory", "models", "preprocess", "predict", "execute", "execution", "training"},
     "safetensors": {"models"},
     "shapely": {"annotations", "export", "reviews"},

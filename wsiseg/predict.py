@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,6 +15,7 @@ from torch.nn import functional
 
 from wsiseg.config import Views
 from wsiseg.errors import ModelError, UsageError
+from wsiseg.execute.kernels import NUMBA, Floats, Table, by_pixel, in_parts, look_up
 from wsiseg.models.averaging import OverViews
 from wsiseg.models.card import ModelCard
 from wsiseg.models.inference import for_inference
@@ -101,7 +103,27 @@ class NetworkPredictor:
 
     def inputs(self, pixels: Tensor) -> Tensor:
         """What the network takes (B, C, *window), from pixels uint8 on its device."""
+        if pixels.dtype == torch.uint8 and pixels.device.type == "cpu":
+            return self._looked_up(pixels)
         return apply(pixels, self._stats, self.card.preprocessing).contiguous(memory_format=self._format)
+
+    def _looked_up(self, pixels: Tensor) -> Tensor:
+        """The same from a table: a byte has 256 values, and one pass over memory is enough."""
+        made = torch.empty(pixels.shape, memory_format=self._format)
+        values, found = by_pixel(pixels), by_pixel(made)
+        table, order = self._table
+        in_parts(lambda part: look_up(values[part], table, order, found[part]), len(found))
+        return made
+
+    @cached_property
+    def _table(self) -> tuple[Floats, Table]:
+        """What `apply` makes of every byte (C, 256), and which channel of an image each channel is."""
+        channels = self.card.channels
+        every = torch.arange(256, dtype=torch.uint8).expand(1, channels, 256)
+        numbers = torch.arange(channels, dtype=torch.uint8).view(1, channels, 1)
+        spec = self.card.preprocessing
+        order = numbers.flip(1) if spec.channel_order == "BGR" else numbers
+        return apply(every, self._stats, spec)[0].numpy(), order.flatten().numpy().astype(np.int64)
 
     def outputs(self, inputs: Tensor) -> Outputs:
         """Scores (B, K, *window) on the grid of the inputs, and the probabilities of the diagnoses (B, D)."""
@@ -167,4 +189,5 @@ def execution_record(device: torch.device) -> dict[str, Any]:
         "torch": torch.__version__,
         "device": "cpu",
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "numba": NUMBA,
     }

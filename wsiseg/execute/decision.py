@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from wsiseg.execute import kernels
 from wsiseg.geometry import Region
 from wsiseg.memory import zeros_apart
 from wsiseg.models.card import ModelCard
@@ -69,6 +71,24 @@ class Confidence:
         return (scores - highest).double().div_(self.temperature).exp_().sum(dim=0).reciprocal_()
 
 
+def highest(scores: Tensor) -> Tensor:
+    """The class of the highest score, uint8 (*grid), of scores (K, *grid), on their device."""
+    values = scores.movedim(0, -1)
+    compiled = scores.device.type == "cpu" and scores.dtype == torch.float32 and values[:1].is_contiguous()
+    if not compiled:
+        return scores.max(dim=0).indices.to(torch.uint8)
+    # Scores of a whole band lie in one piece; cut to the width of the image, each row does.
+    lines = (values[None] if values.is_contiguous() else values).flatten(1, -2).numpy()
+    best = np.empty(scores.shape[1:], np.uint8)
+    for line, found in zip(lines, best.reshape(lines.shape[:2]), strict=True):
+        kernels.in_parts(partial(_highest, line, found), len(found))
+    return torch.from_numpy(best)
+
+
+def _highest(scores: kernels.Floats, best: NDArray[np.uint8], part: slice) -> None:
+    kernels.highest(scores[part], best[part])
+
+
 @dataclass(frozen=True)
 class Decision:
     """What an executor hands on of its scores: the mask, and where asked for the scores or the confidence."""
@@ -78,7 +98,7 @@ class Decision:
 
     def of(self, scores: Tensor) -> dict[str, Tensor]:
         """By name, from scores (K, *grid), on their device: arrays (*grid), and the scores themselves."""
-        made = {"mask": scores.max(dim=0).indices.to(torch.uint8)}
+        made = {"mask": highest(scores)}
         if self.scores:
             made["scores"] = scores
         if self.confidence is not None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 
+from wsiseg.execute.joining import Joint, suits
 from wsiseg.execute.schedule import Schedule, needed_rows
+from wsiseg.graph.fusion import formulas
 from wsiseg.graph.network import inside
 from wsiseg.graph.operations import ROW_AXIS, Pointwise, Rows
 
@@ -115,6 +118,7 @@ class LineStream:
             )
         self.schedule = schedule
         self.band = band
+        self.joints = _joints(schedule)
         inner = {i: n for i, n in schedule.last_read.items() if i not in schedule.graph.outputs}
         self.done = [[i for i, last in inner.items() if last == n] for n in range(len(schedule.shapes))]
 
@@ -133,6 +137,17 @@ class LineStream:
         run = _Run(self, feed, needed)
         for number in range(first, last + 1):
             yield run.step(number)
+
+
+def _joints(schedule: Schedule) -> dict[int, Joint]:
+    """Element-wise layers that one pass makes, by layer: with all that is made together with it, or none."""
+    layers, channels = schedule.graph.layers, [shape[0] for shape in schedule.shapes]
+    found: dict[int, Joint] = {}
+    for number, layer in enumerate(layers):
+        if isinstance(layer.operation, Pointwise) and schedule.made_with[number] == number:
+            known = formulas(layers, channels, schedule.made_with, number)
+            found |= {i: Joint(one) for i, one in known.items()}
+    return found
 
 
 class _Run:
@@ -209,7 +224,7 @@ class _Run:
         return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=ROW_AXIS)
 
     def _make_pointwise(self, layer: int, rows: Rows) -> None:
-        """Element-wise operations in a chain, some rows at a time, while these lie in the cache."""
+        """Element-wise operations in a chain: in one pass, or by rows that the cache holds."""
         kept = self._kept[layer]
         channels, _, *sides = self._schedule.shapes[layer]
         if kept is None:
@@ -218,26 +233,58 @@ class _Run:
             self._fresh[layer] = rows, places[0]
         else:
             places = kept.room(rows)
+        joint = self._stream.joints.get(layer) if all(suits(place) for place in places) else None
         count = rows[1] - rows[0]
-        if not self._like.is_cuda:
+        in_between = joint is None or any(self._schedule.made_with[i] != i for i in joint.sources)
+        if in_between and not self._like.is_cuda:
             count = max(1, CACHE_BYTES // (self._schedule.row_elements(layer) * self._like.element_size()))
         first = rows[0]
         for place in places:
             stop = first + place.shape[ROW_AXIS]
             for start in range(first, stop, count):
                 part = start, min(start + count, stop)
-                self._compute(layer, part, into=place.narrow(ROW_AXIS, start - first, part[1] - part[0]))
+                into = place.narrow(ROW_AXIS, start - first, part[1] - part[0])
+                if joint is None:
+                    self._compute(layer, part, {}, into=into)
+                else:
+                    self._join(joint, part, into=into)
             first = stop
 
-    def _compute(self, layer: int, rows: Rows, *, into: Tensor | None = None) -> Tensor:
-        """Rows of an element-wise layer, with all that is made together with it."""
+    def _join(self, joint: Joint, rows: Rows, *, into: Tensor) -> None:
+        """Rows of a chain by its formula, in stretches over which each source lies in one piece."""
+        inner: dict[int, Tensor] = {}
+        cuts = {*rows}
+        for source in joint.sources:
+            kept = self._kept[source]
+            if self._schedule.made_with[source] != source:
+                channels, _, *sides = self._schedule.shapes[source]
+                inner[source] = empty((1, channels, rows[1] - rows[0], *sides), self._like)
+                self._join(self._stream.joints[source], rows, into=inner[source])
+            elif kept is not None:
+                cuts.add(rows[0] + kept.rows(rows)[0].shape[ROW_AXIS])
+        edges = sorted(cuts)
+        for part in itertools.pairwise(edges):
+            given = [
+                _cut(inner[source], rows, part) if source in inner else self._given(source, part)
+                for source in joint.sources
+            ]
+            joint(given, out=into.narrow(ROW_AXIS, part[0] - rows[0], part[1] - part[0]))
+
+    def _compute(
+        self, layer: int, rows: Rows, made: dict[int, Tensor], *, into: Tensor | None = None
+    ) -> Tensor:
+        """Rows of an element-wise layer, with all that is `made` together with it."""
         operation = self._layers[layer].operation
         assert isinstance(operation, Pointwise)
         made_with = self._schedule.made_with
-        inputs = [
-            self._given(i, rows) if made_with[i] == i else self._compute(i, rows)
-            for i in self._layers[layer].inputs
-        ]
+        inputs = []
+        for i in self._layers[layer].inputs:
+            if made_with[i] == i:
+                inputs.append(self._given(i, rows))
+                continue
+            if i not in made:
+                made[i] = self._compute(i, rows, made)
+            inputs.append(made[i])
         if into is None:
             return operation.function(*inputs)
         if operation.into is not None:

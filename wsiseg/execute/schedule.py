@@ -26,7 +26,7 @@ class Schedule:
     `delays` and `holds` count rows in each layer's own frame: by how many it lags behind the image, and
     how many of its last rows are still needed once a band has been worked through. A layer `waits`
     where these are kept for element-wise operations only, until their other inputs are there. It is
-    `made_with` the last of the element-wise layers that follow it and nothing else, or with itself.
+    `made_with` the last of the element-wise layers that follow it, if nothing else does, or with itself.
     """
 
     graph: NetworkGraph
@@ -116,9 +116,10 @@ def _chains(graph: NetworkGraph, delays: list[int], holds: list[int]) -> list[in
     for number in range(len(delays) - 1, 0, -1):
         readers = [r for r, layer in enumerate(graph.layers) if number in layer.inputs]
         pointwise = [isinstance(graph.layers[i].operation, Pointwise) for i in (number, *readers)]
-        alone = len(readers) == 1 and number not in graph.outputs and not holds[number]
-        if alone and all(pointwise) and delays[readers[0]] == delays[number]:
-            made_with[number] = made_with[readers[0]]
+        ends = {made_with[r] for r in readers}
+        alone = len(ends) == 1 and number not in graph.outputs and not holds[number]
+        if alone and all(pointwise) and all(delays[r] == delays[number] for r in readers):
+            made_with[number] = ends.pop()
     return made_with
 
 

@@ -126,11 +126,13 @@ def _pointwise(node: fx.Node, function: Callable[..., Tensor], constants: dict[f
     used = [constants[n] for n in node.all_input_nodes if n in constants]
     per_channel = [v for v in used if isinstance(v, Tensor) and v.ndim > 3]
     wide = [v.shape[1] for v in per_channel]
+    joined: Any = node.args[0] if node.args else node.kwargs.get("tensors")
+    if function is not torch.cat:
+        joined = node.args
 
     def count(channels: Sequence[int]) -> int:
         if function is not torch.cat:
             return max(*channels, *wide, 1)
-        joined: Any = node.args[0] if node.args else node.kwargs["tensors"]
         return sum(channels[sources.index(n)] for n in joined)
 
     joins = (
@@ -139,7 +141,15 @@ def _pointwise(node: fx.Node, function: Callable[..., Tensor], constants: dict[f
         and not constants.keys() & node.all_input_nodes
     )
     axes = per_channel[0].ndim - 2 if per_channel else None
-    return Pointwise(call, count, into=call if joins else None, constant_axes=axes)
+    plain = joins and (function is torch.cat or not kwargs)
+    return Pointwise(
+        call,
+        count,
+        into=call if joins else None,
+        constant_axes=axes,
+        joined=tuple(sources.index(n) for n in joined) if plain else (),
+        joins=function if plain else None,
+    )
 
 
 def _picked(node: fx.Node) -> Pointwise:

@@ -76,6 +76,9 @@ class Pointwise:
     """The same with an argument `out`, where torch can write into memory that is there."""
     constant_axes: int | None = None
     """Spatial axes of a constant per channel that takes part."""
+    joined: tuple[int, ...] = ()
+    """Of a sum (`joins` torch.add) or concatenation (torch.cat): the inputs in the order of its arguments."""
+    joins: Callable[..., Tensor] | None = None
 
     def scale(self, axis: int) -> Fraction:
         return Fraction(1)
