@@ -57,6 +57,8 @@ def segment_folder(
     device: str | None = None,
     mpp: float | None = None,
     executor: Literal["auto", "streaming", "windowed"] | None = None,
+    backend: Literal["auto", "torch", "openvino", "onnxruntime"] | None = None,
+    precision: Literal["float32", "bfloat16", "float16"] | None = None,
     memory: int | None = None,
     taper: int | None = None,
     exact: bool | None = None,

@@ -17,6 +17,8 @@ def segment_volume(
     annotations: str | None = None,
     device: str | None = None,
     executor: Literal["auto", "streaming", "windowed"] | None = None,
+    backend: Literal["auto", "torch", "openvino", "onnxruntime"] | None = None,
+    precision: Literal["float32", "bfloat16", "float16"] | None = None,
     memory: int | None = None,
     taper: int | None = None,
     exact: bool | None = None,

@@ -13,6 +13,10 @@ from wsiseg.errors import UsageError
 Model = TypeVar("Model", bound=BaseModel)
 Views = Literal["none", "flips", "flips and turns"]
 """Of a window, for a mean over them."""
+Backend = Literal["torch", "openvino", "onnxruntime"]
+"""What computes a network."""
+Precision = Literal["float32", "bfloat16", "float16"]
+"""Of a network's numbers."""
 
 
 class AnnotationRules(BaseModel):
@@ -52,6 +56,11 @@ class SegmentConfig(AnnotationRules):
         "auto",
         description="how rows are computed: in one exact pass, in windows, or whichever the model allows",
     )
+    backend: Literal["auto", "torch", "openvino", "onnxruntime"] = Field(
+        "auto",
+        description="what computes the network: torch, or in windows on a CPU what is the fastest there",
+    )
+    precision: Precision = Field("float32", description="of the network's numbers; float16 on GPUs only")
     memory: int | None = Field(None, gt=0, description="memory that streaming may take, MB")
     image: Literal["full", "model", "none"] = Field(
         "full", description="stored image: level 0, the model's resolution, or none"

@@ -231,12 +231,14 @@ def _segment_rows(
 
 
 def _predictor(job: Job, execution: dict[str, Any]) -> NetworkPredictor:
-    """The model of a job on the device and with the threads of a plan."""
+    """The model of a job on the device, by the back end and with the threads of a plan."""
     use_threads(execution["threads"])
     config = job.config
-    return load_predictor(
-        job.model, execution["device_name"], trust_code=config.trust_code, views=config.views
-    )
+    predictor = load_predictor(
+        job.model, execution["device_name"], trust_code=config.trust_code, views=config.views,
+        precision=execution["precision"],
+    )  # fmt: skip
+    return predictor.for_execution(execution)
 
 
 def finish_slab(made: OnLevel0, *, job: Job, tissue: TissueMask | None) -> dict[str, Any]:

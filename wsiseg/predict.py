@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from wsiseg.config import Views
+from wsiseg.backends import check, compile_network, fastest, versions
+from wsiseg.config import Backend, Precision, SegmentConfig, Views
 from wsiseg.errors import ModelError, UsageError
 from wsiseg.execute.kernels import NUMBA, Floats, Table, by_pixel, in_parts, look_up
 from wsiseg.models.averaging import OverViews
@@ -85,27 +89,63 @@ def _check(card: ModelCard, scores: Tensor, others: list[Any], inputs: Tensor) -
         )
 
 
+MEASURED_PX = 1 << 25
+"""Pixels of an image from which it is worth to measure which back end is the fastest."""
+DTYPES: Mapping[Precision, torch.dtype] = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+
+
 class NetworkPredictor:
     """A torch network as a predictor; `stats` are the case's, where the card asks for them."""
 
     def __init__(
-        self, card: ModelCard, network: nn.Module, *, device: torch.device, stats: CaseStats | None = None
+        self,
+        card: ModelCard,
+        network: nn.Module,
+        *,
+        device: torch.device,
+        stats: CaseStats | None = None,
+        precision: Precision = "float32",
     ) -> None:
         self.card = card
         self.device = device
         self._stats = stats
+        self._precision = precision
         self._format = torch.channels_last_3d if card.axes == "zyx" else torch.channels_last
-        self.network = for_inference(network).to(device).to(memory_format=self._format)  # type: ignore[call-overload]
+        ready = for_inference(network, dtype=DTYPES[precision])
+        self.network: nn.Module = ready.to(device).to(memory_format=self._format)  # type: ignore[call-overload]
+        self._takes = DTYPES[precision]
 
     def for_case(self, stats: CaseStats | None) -> NetworkPredictor:
         """The same network with the statistics of another case."""
-        return NetworkPredictor(self.card, self.network, device=self.device, stats=stats)
+        made = copy.copy(self)
+        made._stats = stats
+        made.__dict__.pop("_table", None)
+        return made
+
+    def for_execution(self, execution: dict[str, Any]) -> NetworkPredictor:
+        """The same with the back end of a plan, then for its batches of windows only. Raises ModelError."""
+        backend = execution.get("backend", "torch")
+        if backend == "torch":
+            return self
+        made = copy.copy(self)
+        shape = (execution["batch"], self.card.channels, *execution["window"])
+        made.network = compile_network(
+            self.network.float(), shape,
+            backend=backend, precision=self._precision, threads=execution["threads"],
+        )  # fmt: skip
+        made._takes = torch.float32  # a back end casts by itself
+        return made
 
     def inputs(self, pixels: Tensor) -> Tensor:
-        """What the network takes (B, C, *window), from pixels uint8 on its device."""
+        """What the network takes (B, C, *window), from pixels as read, on its device."""
         if pixels.dtype == torch.uint8 and pixels.device.type == "cpu":
-            return self._looked_up(pixels)
-        return apply(pixels, self._stats, self.card.preprocessing).contiguous(memory_format=self._format)
+            return self._looked_up(pixels).to(self._takes)
+        made = apply(pixels, self._stats, self.card.preprocessing)
+        return made.to(self._takes).contiguous(memory_format=self._format)
 
     def _looked_up(self, pixels: Tensor) -> Tensor:
         """The same from a table: a byte has 256 values, and one pass over memory is enough."""
@@ -150,7 +190,12 @@ def pick_device(name: str) -> torch.device:
 
 
 def load_predictor(
-    model: str | Path, device: str = "auto", *, trust_code: bool = False, views: Views = "none"
+    model: str | Path,
+    device: str = "auto",
+    *,
+    trust_code: bool = False,
+    views: Views = "none",
+    precision: Precision = "float32",
 ) -> NetworkPredictor:
     """The predictor of a zoo name or the path of a card; what `trust_code` allows, see `load_network`.
 
@@ -171,7 +216,7 @@ def load_predictor(
         except ValueError as err:
             raise UsageError(f"views {views!r}: {err}") from None
         card = card.model_copy(update={"scores": "probabilities", "temperature": 1.0})
-    return NetworkPredictor(card, network, device=picked)
+    return NetworkPredictor(card, network, device=picked, precision=precision)
 
 
 def use_threads(count: int | None) -> None:
@@ -180,13 +225,42 @@ def use_threads(count: int | None) -> None:
         torch.set_num_threads(count)
 
 
-def execution_record(device: torch.device) -> dict[str, Any]:
+def choose_backend(
+    model: str | Path,
+    card: ModelCard,
+    config: SegmentConfig,
+    execution: dict[str, Any],
+    *,
+    device: torch.device,
+    threads: int,
+    before: dict[str, Any],
+) -> dict[str, Any]:
+    """What computes the network, and with which numbers, for the store's plan.
+
+    `execution` is what has been chosen so far, `before` what a begun store recorded. Raises UsageError
+    where this machine does not have what was asked for, or streaming cannot use it.
+    """
+    asked = before.get("backend", "auto") if config.backend == "auto" else config.backend
+    chosen: Backend = "torch" if asked == "auto" else asked
+    check(chosen, config.precision, device=device)
+    windowed = execution["executor"] == "windowed"
+    if chosen != "torch" and not windowed:
+        raise UsageError(f"backend {chosen!r} computes windows; use it with --executor windowed")
+    large = windowed and math.prod(execution["model_grid"]) >= MEASURED_PX and device.type == "cpu"
+    if asked == "auto" and large and config.views == "none":
+        network = load_network(model, trust_code=config.trust_code)
+        batch = (execution["batch"], card.channels, *execution["window"])
+        chosen = fastest(network, batch, name=card.name, precision=config.precision, threads=threads)
+    return {**execution_record(device, chosen), "precision": config.precision}
+
+
+def execution_record(device: torch.device, backend: Backend = "torch") -> dict[str, Any]:
     """What of the machine and its libraries can change a float."""
+    used = {"backend": backend, "torch": torch.__version__, **versions(backend)}
     if device.type == "cuda":
-        return {"backend": "torch", "torch": torch.__version__, "device": torch.cuda.get_device_name(device)}
+        return {**used, "device": torch.cuda.get_device_name(device)}
     return {
-        "backend": "torch",
-        "torch": torch.__version__,
+        **used,
         "device": "cpu",
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "numba": NUMBA,

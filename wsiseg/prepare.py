@@ -25,7 +25,7 @@ from wsiseg.models.zoo import DEFAULT_MODELS, load_card
 from wsiseg.names import SUFFIX, case_name
 from wsiseg.objects import ObjectPath, resolved
 from wsiseg.plan import StorePlan
-from wsiseg.predict import execution_record, pick_device
+from wsiseg.predict import choose_backend, pick_device
 from wsiseg.progress import Progress, no_progress
 from wsiseg.smaller import left, smaller, tried
 from wsiseg.sources import Source, image_files, open_source
@@ -179,6 +179,10 @@ def store_plan(job: Job, recorded: StorePlan | None) -> StorePlan:
     threads = config.threads or before.get("threads") or len(os.sched_getaffinity(0))
     model_grid = job.choice.geometry.shape
     chosen = choose_execution(job.card, config, model_grid, device=device, before=before)
+    chosen |= {"model_grid": list(model_grid)}
+    computed = choose_backend(
+        job.model, job.card, config, chosen, device=device, threads=threads, before=before
+    )
     ratio = geometry.shape[0] / model_grid[0]
     # About one row of windows: nothing is computed for a slab that is not written with it.
     core = min(config.core or job.card.windows.core, model_grid[0])
@@ -203,12 +207,10 @@ def store_plan(job: Job, recorded: StorePlan | None) -> StorePlan:
         classes=job.card.classes,
         inputs=job.inputs,
         execution={
-            **execution_record(device),
+            **computed,
             "device_name": str(device),
-            "precision": "float32",
             "threads": threads if device.type == "cpu" else None,
             **chosen,
-            "model_grid": list(model_grid),
             **({"attempts": recorded.attempts} if recorded and recorded.attempts else {}),
         },
     )

@@ -54,6 +54,23 @@ class ExecutorName(StrEnum):
     windowed = "windowed"
 
 
+class BackendName(StrEnum):
+    """What computes the network."""
+
+    auto = "auto"
+    torch = "torch"
+    openvino = "openvino"
+    onnxruntime = "onnxruntime"
+
+
+class PrecisionName(StrEnum):
+    """Of the network's numbers."""
+
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
 class StoredImage(StrEnum):
     """What image is stored beside the mask."""
 
@@ -88,6 +105,12 @@ def segment(
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")] = None,
     mpp: Annotated[float | None, typer.Option(help="Level-0 pixel size in µm; overrides the file's.")] = None,
     executor: Annotated[ExecutorName | None, typer.Option(help="One exact pass, or windows.")] = None,
+    backend: Annotated[
+        BackendName | None, typer.Option(help="What computes the network; in windows on a CPU.")
+    ] = None,
+    precision: Annotated[
+        PrecisionName | None, typer.Option(help="Of the network's numbers; float16 on GPUs only.")
+    ] = None,
     memory: Annotated[int | None, typer.Option(metavar="MB", help="What streaming may take.")] = None,
     taper: Annotated[
         int | None, typer.Option(help="Half-width of the cross-fade over core borders, pixels.")
@@ -129,6 +152,8 @@ def segment(
         "device": device,
         "mpp": mpp,
         "executor": executor and executor.value,
+        "backend": backend and backend.value,
+        "precision": precision and precision.value,
         "memory": memory,
         "taper": taper,
         "exact": exact,

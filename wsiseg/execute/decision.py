@@ -100,7 +100,7 @@ class Decision:
         """By name, from scores (K, *grid), on their device: arrays (*grid), and the scores themselves."""
         made = {"mask": highest(scores)}
         if self.scores:
-            made["scores"] = scores
+            made["scores"] = scores.float()
         if self.confidence is not None:
             made["confidence"] = self.confidence(scores)
         return made

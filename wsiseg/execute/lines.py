@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -118,9 +119,20 @@ class LineStream:
             )
         self.schedule = schedule
         self.band = band
-        self.joints = _joints(schedule)
         inner = {i: n for i, n in schedule.last_read.items() if i not in schedule.graph.outputs}
         self.done = [[i for i, last in inner.items() if last == n] for n in range(len(schedule.shapes))]
+
+    @cached_property
+    def joints(self) -> dict[int, Joint]:
+        """Element-wise layers that one pass makes on a CPU, by layer: all that are made together, or none."""
+        layers, made_with = self.schedule.graph.layers, self.schedule.made_with
+        channels = [shape[0] for shape in self.schedule.shapes]
+        found: dict[int, Joint] = {}
+        for number, layer in enumerate(layers):
+            if isinstance(layer.operation, Pointwise) and made_with[number] == number:
+                known = formulas(layers, channels, made_with, number)
+                found |= {i: Joint(one) for i, one in known.items()}
+        return found
 
     def run(self, feed: Feed, out: Rows) -> Iterator[list[Made | None]]:
         """All rows of the outputs on which rows `out` of the first depend, band by band.
@@ -137,17 +149,6 @@ class LineStream:
         run = _Run(self, feed, needed)
         for number in range(first, last + 1):
             yield run.step(number)
-
-
-def _joints(schedule: Schedule) -> dict[int, Joint]:
-    """Element-wise layers that one pass makes, by layer: with all that is made together with it, or none."""
-    layers, channels = schedule.graph.layers, [shape[0] for shape in schedule.shapes]
-    found: dict[int, Joint] = {}
-    for number, layer in enumerate(layers):
-        if isinstance(layer.operation, Pointwise) and schedule.made_with[number] == number:
-            known = formulas(layers, channels, schedule.made_with, number)
-            found |= {i: Joint(one) for i, one in known.items()}
-    return found
 
 
 class _Run:

@@ -11,7 +11,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from wsiseg.graph.operations import Operation, PerAxis, Pointwise, Resize, Transposed, Window
-from wsiseg.models.inference import FixedNorm, MeanPool2d, MeanPool3d, OneDnnConv3d, convolve_3d, mean_pool
+from wsiseg.models.inference import (
+    FixedNorm,
+    MeanPool2d,
+    MeanPool3d,
+    OneDnnConv3d,
+    WideConvTranspose2d,
+    WideConvTranspose3d,
+    convolve_3d,
+    mean_pool,
+)
 
 CONVOLUTIONS: dict[type[nn.Module], Callable[..., Tensor]] = {
     nn.Conv1d: F.conv1d,
@@ -23,6 +32,8 @@ TRANSPOSED = {
     nn.ConvTranspose1d: F.conv_transpose1d,
     nn.ConvTranspose2d: F.conv_transpose2d,
     nn.ConvTranspose3d: F.conv_transpose3d,
+    WideConvTranspose2d: F.conv_transpose2d,
+    WideConvTranspose3d: F.conv_transpose3d,
 }
 AVERAGE_POOLS: dict[type[nn.Module], Callable[..., Tensor]] = {
     nn.AvgPool1d: F.avg_pool1d,
@@ -121,7 +132,14 @@ def _transposed(module: Any) -> Transposed:
 
     def convolve(pixels: Tensor, around: tuple[int, ...], beyond: tuple[int, ...]) -> Tensor:
         return function(
-            pixels, module.weight, module.bias, module.stride, around, beyond, module.groups, module.dilation
+            pixels.to(module.weight.dtype),
+            module.weight,
+            module.bias,
+            module.stride,
+            around,
+            beyond,
+            module.groups,
+            module.dilation,
         )
 
     return Transposed(

@@ -13,7 +13,14 @@ from wsiseg.errors import ModelError
 from wsiseg.graph.calls import call_changes_input, of_call, splits
 from wsiseg.graph.modules import DROPOUTS, NotLocal, changes_input, of_module
 from wsiseg.graph.operations import Operation
-from wsiseg.models.inference import FixedNorm, MeanPool2d, MeanPool3d, OneDnnConv3d
+from wsiseg.models.inference import (
+    FixedNorm,
+    MeanPool2d,
+    MeanPool3d,
+    OneDnnConv3d,
+    WideConvTranspose2d,
+    WideConvTranspose3d,
+)
 
 
 @dataclass(frozen=True)
@@ -49,7 +56,9 @@ _UNTRACEABLE = (
     fx.proxy.TraceError, NameError, TypeError, ValueError, AttributeError, IndexError, KeyError,
     AssertionError, RuntimeError,
 )  # fmt: skip
-OWN_LEAVES = (FixedNorm, MeanPool2d, MeanPool3d, OneDnnConv3d)
+OWN_LEAVES = (
+    FixedNorm, MeanPool2d, MeanPool3d, OneDnnConv3d, WideConvTranspose2d, WideConvTranspose3d,
+)  # fmt: skip
 """Modules of this program that count as one operation."""
 
 

@@ -104,8 +104,31 @@ NAMED = ("same", "valid")
 NORM_AXES: dict[type[nn.Module], int] = {nn.BatchNorm2d: 2, nn.BatchNorm3d: 3}
 
 
-def for_inference(network: nn.Module) -> nn.Module:
-    """A copy of a network in evaluation with faster pooling, norms and 3-D convolutions."""
+class WideConvTranspose2d(nn.ConvTranspose2d):
+    """A transposed convolution in float32, whatever comes in: the last, whose scores decide."""
+
+    def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
+        return super().forward(input.float(), output_size)
+
+
+class WideConvTranspose3d(nn.ConvTranspose3d):
+    """The same in three dimensions."""
+
+    def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
+        return super().forward(input.float(), output_size)
+
+
+WIDE: dict[type[nn.Module], type[nn.Module]] = {
+    nn.ConvTranspose2d: WideConvTranspose2d,
+    nn.ConvTranspose3d: WideConvTranspose3d,
+}
+
+
+def for_inference(network: nn.Module, *, dtype: torch.dtype = torch.float32) -> nn.Module:
+    """A copy of a network in evaluation with faster pooling, norms and 3-D convolutions, its numbers `dtype`.
+
+    In a narrower type than float32 scores of a last transposed convolution stay float32: few bits make ties.
+    """
     network = copy.deepcopy(network)
     for module in network.modules():
         if type(module) is nn.Conv3d and module.padding_mode == "zeros" and module.padding not in NAMED:
@@ -116,4 +139,10 @@ def for_inference(network: nn.Module) -> nn.Module:
             axes = NORM_AXES.get(type(child))
             if axes is not None and not child.training and child.running_mean is not None:
                 setattr(module, name, FixedNorm(child, axes=axes))
+    if dtype != torch.float32:
+        network = network.to(dtype)
+        *_, last = network.modules()
+        if type(last) in WIDE:
+            last.__class__ = WIDE[type(last)]
+            last.float()
     return network
