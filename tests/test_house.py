@@ -21,7 +21,7 @@ PACKAGE = REPOSITORY / "wsiseg"
 
 LAYERS = [
     {"bounded", "errors", "geometry", "classes", "groups", "config", "progress"},
-    {"windows", "tissue", "metrics", "manifest", "memory", "names", "resample", "files", "surface",
+    {"behind", "windows", "tissue", "metrics", "manifest", "memory", "names", "resample", "files", "surface",
      "reliability", "tallies", "objects", "s3", "copies", "outlines", "structure", "planes"},
     {"sources", "preprocess", "plan", "claims", "ledger", "store", "ngff", "pyramid", "models", "graph",
      "annotations"},

@@ -7,12 +7,14 @@ import logging
 import math
 from collections.abc import Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from wsiseg import diagnosis
+from wsiseg.behind import Behind
 from wsiseg.claims import Claim, forget_dead, take, wait_for
 from wsiseg.classes import VOID
 from wsiseg.config import make_config
@@ -44,12 +46,14 @@ from wsiseg.progress import Progress, no_progress
 from wsiseg.report import Report, Stopwatch
 from wsiseg.results import finished_report, make_report, void_places
 from wsiseg.smaller import in_words
-from wsiseg.store import CaseStore
+from wsiseg.store import CaseStore, Image
 from wsiseg.tissue import TissueMask
 from wsiseg.windows import Slab, slabs
 
 logger = logging.getLogger(__name__)
 
+BEHIND_BYTES = 1 << 26
+"""Of a slab that is written while the next is computed; a larger one would be in memory beside that."""
 FINISHED_PX = 1 << 24
 """Pixels of a mask that are finished at a time: more than a slab of most slides has."""
 
@@ -196,6 +200,7 @@ def _segment_rows(
         return
     with ExitStack() as stack, watch.stage("segment"):
         images = CachedImages(job, stack)
+        writer = stack.enter_context(Behind("wsiseg-write"))
         wanted = wanted_regions(job, tissue)
         execution = store.plan.execution
         predictor = _predictor(job, execution)
@@ -219,15 +224,31 @@ def _segment_rows(
             slab, mask, confidence = done
             record = finish_slab(done, job=job, tissue=tissue) | executor.work.take()
             check_space(job, left=1 - slab.rows.start / shape[0])
-            with watch.stage("write"):
-                pieces = store.image_slabs(slab)
-                image = [store.write_image(p, images.image_rows(p)) for p in pieces]
-                store.write(slab, mask, confidence=confidence, record={**record, "image": image})
+            pieces = store.image_slabs(slab)
+            rows_of = [(piece, images.image_rows(piece)) for piece in pieces]
+            writer.do(partial(_write, store, done, record, rows_of, watch))
+            if mask.nbytes > BEHIND_BYTES:
+                writer.wait()
             images.forget(
                 executor.first_row_read(first_needed(slab.rows.stop)),
                 image_row=pieces[-1].rows.stop if pieces else None,
             )
-            del done, mask, confidence  # a slab of a large volume, before more is computed
+            del done, mask, confidence, rows_of  # a slab of a large volume, before more is computed
+
+
+def _write(
+    store: CaseStore,
+    done: OnLevel0,
+    record: dict[str, Any],
+    image: list[tuple[Slab, Image]],
+    watch: Stopwatch,
+) -> None:
+    """Write a slab, and the rows of the stored image that end in it."""
+    with watch.stage("write"):
+        written = [store.write_image(piece, rows) for piece, rows in image]
+        store.write(
+            done.slab, done.mask, confidence=done.confidence, record={**record, "image": written}
+        )  # fmt: skip
 
 
 def _predictor(job: Job, execution: dict[str, Any]) -> NetworkPredictor:

@@ -27,7 +27,6 @@ from wsiseg.exports import (
 )
 from wsiseg.files import files_below, fingerprint, to_json, write_whole, writing
 from wsiseg.models.card import ModelCard
-from wsiseg.pictures import draw_case, draw_diagnosis
 from wsiseg.plan import StorePlan
 from wsiseg.prepare import Job, estimated_bytes
 from wsiseg.progress import no_progress
@@ -86,6 +85,8 @@ def finished_report(job: Job, store: CaseStore, watch: Stopwatch) -> Report:
 
 def make_report(job: Job, store: CaseStore, watch: Stopwatch, *, status: Any) -> Report:
     """Score, draw and write the report of a finished case."""
+    from wsiseg.pictures import draw_case, draw_diagnosis  # Matplotlib: not before the first rows are in
+
     request, plan, entries = job.request, store.plan, store.entries()
     found = None
     if job.truth is not None:
