@@ -1,6 +1,7 @@
 """Megapixels a second on a GPU: what the network alone does, what decoding alone does, and the whole job.
 
     python -m benchmarks.gpu FOLDER [--slides 20] [--device cuda] [--model espnet-card.json] [--height 12000]
+                                    [--precision float16]
 
 On a slide of 10,000 x 12,000 pixels made of the shipped crops, in one run, in turn:
 
@@ -31,18 +32,20 @@ import torch
 import wsiseg
 from benchmarks.slide import make_slide
 from wsiseg.memory import keep_memory
+from wsiseg.predict import load_predictor
 
 WIDTH, HEIGHT = 10_000, 12_000
 WINDOW, PASSES = 2048, 20
 MODEL = "demo-breast8"
 
 
-def forward(model: str, device: torch.device) -> float:
+def forward(model: str, device: torch.device, *, precision: Any) -> float:
     """Megapixels a second of the bare network."""
-    layout = torch.channels_last
-    network: Any = wsiseg.load_network(model)
-    network = network.to(device).to(memory_format=layout)
-    inputs = torch.randn(1, 3, WINDOW, WINDOW, device=device).contiguous(memory_format=layout)
+    predictor = load_predictor(model, str(device), precision=precision)
+    network = predictor.network
+    pixels = torch.randint(0, 256, (1, 3, WINDOW, WINDOW), dtype=torch.uint8, device=device)
+    with torch.inference_mode():
+        inputs = predictor.inputs(pixels)
 
     def passes(count: int) -> float:
         begun = time.perf_counter()
@@ -76,13 +79,15 @@ def decode(slide: Path) -> float:
     return height * width / 1e6 / (time.perf_counter() - begun)
 
 
-def pipeline(slide: Path, folder: Path, *, model: str, device: str, count: int) -> list[float]:
+def pipeline(
+    slide: Path, folder: Path, *, model: str, device: str, precision: str, count: int
+) -> list[float]:
     """Seconds of each slide, and of what each stage took of the last."""
     seconds = []
     for number in range(count):
         shutil.rmtree(folder, ignore_errors=True)
         begun = time.perf_counter()
-        report = wsiseg.segment(slide, folder, model, device=device, image="none")
+        report = wsiseg.segment(slide, folder, model, device=device, precision=precision, image="none")
         seconds.append(time.perf_counter() - begun)
         print(f"slide {number + 1} of {count}: {seconds[-1]:.2f} s", flush=True)
     print("stages of the last, s:", json.dumps(report.seconds))
@@ -98,16 +103,21 @@ def main() -> None:
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--model", default=MODEL)
     parser.add_argument("--height", type=int, default=HEIGHT)
+    parser.add_argument("--precision", default="float32", choices=["float32", "bfloat16", "float16"])
     given = parser.parse_args()
     keep_memory()
     device = torch.device(given.device)
     card = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
-    print(f"{card}, {os.cpu_count()} cores, torch {torch.__version__}, model {given.model}", flush=True)
-    slide = make_slide(given.folder / f"mosaic-{given.height}.tif", height=given.height, width=WIDTH)
-    rates = {"forward": forward(given.model, device), "decode": decode(slide)}
-    seconds = pipeline(
-        slide, given.folder / "gpu", model=given.model, device=given.device, count=given.slides
+    print(
+        f"{card}, {os.cpu_count()} cores, torch {torch.__version__}, model {given.model}, {given.precision}",
+        flush=True,
     )
+    slide = make_slide(given.folder / f"mosaic-{given.height}.tif", height=given.height, width=WIDTH)
+    rates = {"forward": forward(given.model, device, precision=given.precision), "decode": decode(slide)}
+    seconds = pipeline(
+        slide, given.folder / "gpu", model=given.model, device=given.device, precision=given.precision,
+        count=given.slides,
+    )  # fmt: skip
     steady = seconds[1:] or seconds
     rates["pipeline"] = WIDTH * given.height / 1e6 / statistics.median(steady)
     for name, rate in rates.items():

@@ -264,6 +264,10 @@ def test_the_command_line_is_this() -> None:
         "evaluate": {
             "--prediction", "--truth", "--corrected", "--out", "--model", "--input", *OF_MARKS, "--json",
         },
+        "compress": {
+            "model", "manifest", "--out", "--root", "--split", "--allow-upsampling", "--trust-code",
+            "--overwrite", "--json",
+        },
         "verify": {"store", "--json"},
         "export": {
             "store", "--to", "--out", "--tolerance", "--min-area", "--merge", "--frame", "--background",

@@ -15,7 +15,8 @@ import logging
 import os
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -97,8 +98,7 @@ def compile_network(
     if backend == "torch":
         return network
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of exporters, about themselves
+        with quietly():
             made = _COMPILERS[backend](network.eval(), shape, precision, threads)
             _check_alike(made, network, shape, within=WITHIN[precision])
             return made
@@ -106,6 +106,22 @@ def compile_network(
         raise ModelError(
             f"{type(network).__name__} cannot be computed by {backend}: {in_short(err)}; use --backend torch"
         ) from None
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """What exporters warn and log of themselves is not for users."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir", "root")]
+    levels = [one.level for one in loggers]
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            for one in loggers:
+                one.setLevel(logging.ERROR)
+            yield
+    finally:
+        for one, level in zip(loggers, levels, strict=True):
+            one.setLevel(level)
 
 
 def _check_alike(made: nn.Module, network: nn.Module, shape: tuple[int, ...], *, within: float) -> None:

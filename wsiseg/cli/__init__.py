@@ -29,7 +29,7 @@ from wsiseg.cli.common import (
     print_json,
 )
 from wsiseg.cli.exporting import export
-from wsiseg.cli.models import models_app
+from wsiseg.cli.models import compress, models_app
 from wsiseg.cli.segmenting import is_batch, segment_batch, segment_each
 from wsiseg.cli.viewing import view
 from wsiseg.errors import UsageError, WsisegError
@@ -241,6 +241,9 @@ def train(run: Path, json: JsonFlag = False) -> None:
 
     card = train_run(read_run(run), watch=TrainingBars())
     print_json({"card": str(card)}) if json else typer.echo(f"card: {card}")
+
+
+app.command()(compress)
 
 
 @app.command()

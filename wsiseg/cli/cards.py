@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from wsiseg.models.facts import Facts  # loads torch
 
 
+SECONDS = "CPU seconds a megapixel"
+
+
 def shipped_cards() -> list[dict[str, Any]]:
     """Name, classes and spacing of each shipped model."""
     cards = [load_card(name) for name in zoo_names()]
@@ -103,3 +106,21 @@ def print_facts(facts: Facts) -> None:
     )
     parameters = "not counted" if facts.parameters is None else f"{facts.parameters:,}"
     new_console().print(f"parameters   {parameters}\ncost         {cost}")
+
+
+def print_compression(card: ModelCard) -> None:
+    """What a compressed model loses and gains."""
+    figures = card.quality["compression"]
+    before, after = figures["before"], figures["after"]
+    cases = f"{figures['cases']} {figures['split']} case" + "s" * (figures["cases"] != 1)
+    table = Table("", figures["of"], card.name)
+    table.add_row(f"mean IoU ({cases})", f"{before['mean IoU']:.4f}", f"{after['mean IoU']:.4f}")
+    for name, value in before["IoU"].items():
+        table.add_row(f"  {name}", f"{value:.4f}", f"{after['IoU'][name]:.4f}")
+    seconds = [f[SECONDS] for f in (before, after)]
+    table.add_row(SECONDS, *(f"{value:.3f}" for value in seconds))
+    table.add_row("bytes", f"{before['bytes']:,}", f"{after['bytes']:,}")
+    console = new_console()
+    console.print(table)
+    if seconds[1] >= seconds[0]:
+        console.print(f"{card.name} is not faster than {figures['of']} on this machine")

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from wsiseg.bars import show_progress
-from wsiseg.cli.cards import print_card, print_facts, print_models, shipped_cards
+from wsiseg.cli.cards import print_card, print_compression, print_facts, print_models, shipped_cards
 from wsiseg.cli.common import JsonFlag, json_object, print_json
 
 
@@ -130,3 +130,34 @@ def models_calibrate(
         progress=show_progress,
     )
     print_json(card.model_dump(mode="json")) if json else print_card(card)
+
+
+def compress(
+    model: Annotated[str, typer.Argument(help="Name of a shipped model, or path of a card.")],
+    manifest: Annotated[Path, typer.Argument(help="CSV of annotated cases with splits.")],
+    out: Annotated[Path, typer.Option(help="Path of the new card (.json); the weights go beside it.")],
+    root: Annotated[
+        Path | None, typer.Option(help="Folder of the manifest's paths; default: its own.")
+    ] = None,
+    split: Annotated[Split, typer.Option(help="Cases to score on.")] = Split.validation,
+    allow_upsampling: Annotated[
+        bool, typer.Option("--allow-upsampling", help="Accept cases coarser than the model.")
+    ] = False,
+    trust_code: Annotated[bool, typer.Option("--trust-code", help="Run code that the card names.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a card that is there.")] = False,
+    json: JsonFlag = False,
+) -> None:
+    """Make a model of 8-bit numbers, and say what it loses and gains on annotated cases."""
+    from wsiseg.training.compressing import compress as compress_model
+    from wsiseg.training.sections import Data
+
+    card = compress_model(
+        model,
+        out,
+        Data(manifest=manifest, root=root, allow_upsampling=allow_upsampling),
+        split=split.value,
+        trust_code=trust_code,
+        overwrite=overwrite,
+        progress=show_progress,
+    )
+    print_json(card.model_dump(mode="json")) if json else print_compression(card)

@@ -124,7 +124,7 @@ def calibrate_model(
     predictor = load_predictor(model, device, trust_code=trust_code)
     table = read_manifest(data.manifest, root=data.root)
     check_splits(table)
-    grid = _grid_of(known, data)
+    grid = grid_of(known, data)
 
     def cases_of(wanted: str) -> list[Case]:
         return [open_case(grid, table, row) for row in table.cases if (row.split or "train") == wanted]
@@ -152,7 +152,7 @@ def calibrate_model(
     return made
 
 
-def _grid_of(card: ModelCard, data: Data) -> Run:
+def grid_of(card: ModelCard, data: Data) -> Run:
     """What of a run decides how cases are opened, from a card."""
     assert card.spacing is not None
     return Run(
