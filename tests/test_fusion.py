@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
+import numba
 import numpy as np
 import pytest
 import torch
@@ -211,3 +213,16 @@ def test_work_in_parts_covers_every_pixel_once() -> None:
         assert (seen == 1).all()
     with pytest.raises(ZeroDivisionError):
         kernels.in_parts(lambda part: seen.fill(1 // part.start), 4 * kernels.FEWEST)
+
+
+def test_where_nothing_may_be_written_functions_are_compiled_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    def without_a_place(*, cache: bool = False, **options: Any) -> Any:
+        if cache:
+            raise RuntimeError("cannot cache function 'twice': no locator available for file 'kernels.py'")
+        return numba.njit(**options)
+
+    def twice(x: float) -> float:
+        return 2 * x
+
+    monkeypatch.setattr(kernels, "numba", SimpleNamespace(njit=without_a_place))
+    assert kernels.compiled(twice)(1.5) == 3.0

@@ -13,6 +13,7 @@ import importlib.util
 import json
 import logging
 import os
+import platform
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -76,8 +77,15 @@ def check(backend: Backend, precision: Precision, *, device: torch.device) -> No
 
 def has_bfloat16() -> bool:
     """True where the processor multiplies bfloat16."""
-    known = torch.cpu.get_capabilities()
-    return any(known.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+    known = _processor()
+    return any(bool(known.get(name)) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+
+
+def _processor() -> dict[str, Any]:
+    """What torch knows of the processor; releases before 2.9 know little."""
+    known = {"level": torch.backends.cpu.get_cpu_capability(), "name": platform.processor()}
+    ask = getattr(torch.cpu, "get_capabilities", dict)
+    return {**known, **ask()}
 
 
 class Compiled(nn.Module):
@@ -222,7 +230,7 @@ def fastest(
     if isinstance(network, ExportedGraph) or len(candidates) == 1:
         return "torch"
     facts = {"model": name, "shape": shape, "precision": precision, "threads": threads}
-    facts |= {"machine": dict(torch.cpu.get_capabilities()), "versions": [versions(b) for b in candidates]}
+    facts |= {"machine": _processor(), "versions": [versions(b) for b in candidates]}
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
     kept = cache_folder() / f"{key}.json"
     found = _kept(kept)

@@ -31,7 +31,10 @@ FEWEST = 1 << 14
 
 def compiled(function: Function) -> Function:
     """A function as machine code. Others may run meanwhile; the order of additions is kept."""
-    made: Any = numba.njit(cache=True, nogil=True, error_model="numpy")(function)
+    try:
+        made: Any = numba.njit(cache=True, nogil=True, error_model="numpy")(function)
+    except RuntimeError:  # nowhere to keep it: neither beside this file nor in the user's cache folder
+        made = numba.njit(nogil=True, error_model="numpy")(function)
     return cast(Function, made)
 
 
