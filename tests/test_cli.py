@@ -265,7 +265,7 @@ def test_info_shows_what_is_missing(capfd: pytest.CaptureFixture[str]) -> None:
     assert "not known" in ran.out
     assert "does not state its pixel size" in ran.out
     slide = json.loads(Ran(capfd, "info", CROPS.parent / "CMU-1-Small-Region.svs", "--json").out)
-    assert slide["format"] == "OpenSlide aperio"
+    assert slide["format"] == "OpenSlide aperio, tiles by tifffile"
     assert slide["levels"] == [{"shape": [2967, 2220], "spacing": [0.499, 0.499]}]
 
 

@@ -25,7 +25,7 @@ def test_the_shipped_slide_reads_as_openslide_reads_it(slide_rgb: Rgb) -> None:
     assert source.geometry == Geometry(
         axes="yx", shape=(2967, 2220), spacing=(0.499, 0.499), unit="micrometer"
     )
-    assert source.format == "OpenSlide aperio"
+    assert source.format == "OpenSlide aperio, tiles by tifffile"
     assert len(source.levels) == 1
     regions = [
         (slice(700, 1000), slice(1300, 1501)),

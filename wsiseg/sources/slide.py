@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from wsiseg.errors import UnreadableSource
 from wsiseg.geometry import Geometry, Region, region_shape
+from wsiseg.sources import slide_tiles
 from wsiseg.sources.base import (
     UINT8,
     WHITE,
@@ -47,6 +48,8 @@ class SlideFile:
         self.path = path
         self._lock = threading.Lock()
         self._shared = self.open()
+        self.tiles: dict[int, Any] = {}
+        self.proving = threading.Lock()
 
     def open(self) -> openslide.OpenSlide:
         """A new handle. Raises UnreadableSource."""
@@ -101,13 +104,45 @@ class SlideSource:
         self.geometry = Geometry(axes="yx", shape=(height, width), spacing=spacing, unit="micrometer")
         self.num_channels = 3
         self.dtype, self.outside = UINT8, WHITE
-        self.format = f"OpenSlide {handle.properties.get('openslide.vendor', 'unknown')}"
+        self._vendor = handle.properties.get("openslide.vendor", "unknown")
         tile = tuple(
             int(handle.properties.get(f"openslide.level[{level}].tile-{side}", DEFAULT_TILE))
             for side in ("height", "width")
         )
         self._tile = tile
         self.block = tuple(t * max(1, round(768 / t)) for t in tile)
+
+    @property
+    def format(self) -> str:
+        return f"OpenSlide {self._vendor}" + ", tiles by tifffile" * (self._tiles() is not None)
+
+    def _tiles(self) -> Any:
+        """The level as tifffile reads it; None where that is not proven to give the same pixels."""
+        if self._vendor not in slide_tiles.VENDORS:
+            return None
+        with self._file.proving:
+            if self._level not in self._file.tiles:
+                height, width = self.geometry.shape
+                self._file.tiles[self._level] = slide_tiles.proven_tiles(
+                    self._file.path, (height, width), reference=self._reference
+                )
+            return self._file.tiles[self._level]
+
+    def _reference(self, region: Region) -> Array:
+        height, width = region_shape(region)
+        location = self._location(region)
+        try:
+            return self._file.read_alone(l0_xy=location, level=self._level, size=(width, height))
+        except openslide.OpenSlideError as err:
+            raise ValueError(str(err)) from None
+
+    def _fast(self, region: Region) -> Array | None:
+        """RGB (y, x, 3) by tifffile; None where OpenSlide has to read, also what is damaged."""
+        tiles = self._tiles()
+        try:
+            return None if tiles is None else np.asarray(tiles[region])
+        except slide_tiles.FAILURES:
+            return None
 
     @property
     def levels(self) -> Sequence[Source]:
@@ -126,6 +161,10 @@ class SlideSource:
         if height == 0 or width == 0:
             values = np.empty((3, height, width), np.uint8)
             return pad_outside(Pixels(values, everywhere(placed)), placed=placed, region=region)
+        if (fast := self._fast(placed)) is not None:
+            return pad_outside(
+                Pixels(np.moveaxis(fast, -1, 0), everywhere(placed)), placed=placed, region=region
+            )
         try:
             rgb = self._file.read(l0_xy=self._location(placed), level=self._level, size=(width, height))
         except openslide.OpenSlideError as err:

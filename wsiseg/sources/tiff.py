@@ -39,9 +39,9 @@ from wsiseg.sources.jpeg import check_jpeg
 SUFFIXES = (".tif", ".tiff", ".btf", ".tf8")
 
 # What the decoders raise for damaged tiles: imagecodecs' own errors are RuntimeErrors.
-_DECODE_ERRORS = (RuntimeError, ValueError, OSError, MemoryError, tifffile.TiffFileError)
+DECODE_ERRORS = (RuntimeError, ValueError, OSError, MemoryError, tifffile.TiffFileError)
 # tifffile parses tags when they are asked for, and what it ends in depends on the tag.
-_DAMAGED = (
+DAMAGED = (
     tifffile.TiffFileError, OSError, ValueError, TypeError, LookupError, ArithmeticError, AttributeError,
     MemoryError, RecursionError, struct.error,
 )  # fmt: skip
@@ -58,7 +58,7 @@ class TiffFile:
     def __init__(self, path: Path, *, absent: int = 0) -> None:
         try:
             file = tifffile.TiffFile(path)
-        except _DAMAGED as err:
+        except DAMAGED as err:
             raise UnreadableSource(f"{path} cannot be opened as a TIFF: {in_short(err)}") from None
         # Closed with this object: sources are values that nobody has to remember to close.
         weakref.finalize(self, file.close)
@@ -66,7 +66,7 @@ class TiffFile:
         # Labels, macros and previews are series too.
         try:
             all_series = file.series
-        except _DAMAGED as err:
+        except DAMAGED as err:
             raise UnreadableSource(f"{path} cannot be opened as a TIFF: {in_short(err)}") from None
         series = max(all_series, key=lambda s: s.keyframe.imagelength * s.keyframe.imagewidth)
         self.pages = _levels(file, series)
@@ -84,16 +84,16 @@ class TiffFile:
             )
         _check_compression(path, first)
         for page in self.pages:
-            _check_tiles(path, page)
+            check_tiles(path, page)
         # tifffile seeks and reads in one file: its decoders may run in threads, its reads may not.
         lock = threading.RLock()
-        self.arrays: list[Any] = [_array(page, lock=lock, absent=absent) for page in self.pages]
+        self.arrays: list[Any] = [level_array(page, lock=lock, absent=absent) for page in self.pages]
         self.shapes = [(int(page.imagelength), int(page.imagewidth)) for page in self.pages]
         self.tiles = [(int(p.chunks[0]), int(p.chunks[1])) for p in self.pages]
         self.spacing = _ome_spacing(file.ome_metadata, self.shapes[0]) or _tag_spacing(first)
 
 
-def _check_tiles(path: Path, page: Any) -> None:
+def check_tiles(path: Path, page: Any) -> None:
     """Raises SourceError for sizes that no picture has, UnreadableSource where tiles are not listed."""
     shape = (int(page.imagelength), int(page.imagewidth))
     if page.is_tiled:
@@ -123,7 +123,8 @@ class Interleaved:
         return np.moveaxis(np.asarray(self._planes[(slice(None), *region)]), 0, -1)
 
 
-def _array(page: Any, *, lock: threading.RLock, absent: int) -> Any:
+def level_array(page: Any, *, lock: threading.RLock, absent: int) -> Any:
+    """The page as an array (y, x) or (y, x, C); tiles that the file leaves out hold `absent`."""
     if page.compression == COMPRESSION.JPEG:
         page.decode = _whole_jpegs(page.decode, most=4 * math.prod(page.chunks[:2]) + (1 << 20))
     array = zarr.open(page.aszarr(lock=lock, fillvalue=absent), mode="r")
@@ -233,7 +234,7 @@ class TiffSource:
         placed = inside_part(region, self.geometry)
         try:
             pixels = Pixels(self._decode(placed), everywhere(placed))
-        except _DECODE_ERRORS:
+        except DECODE_ERRORS:
             pixels = tile_by_tile(placed, tile=self._tile, channels=3, decode=self._decode_or_none)
         return pad_outside(pixels, placed=placed, region=region)
 
@@ -244,7 +245,7 @@ class TiffSource:
     def _decode_or_none(self, region: Region) -> Array | None:
         try:
             return self._decode(region)
-        except _DECODE_ERRORS:
+        except DECODE_ERRORS:
             return None
 
 
