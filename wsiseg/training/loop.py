@@ -18,6 +18,7 @@ from wsiseg.predict import execution_record, pick_device
 from wsiseg.training.calibration import calibrate, labelled
 from wsiseg.training.cases import Case, Cases, class_counts, open_cases
 from wsiseg.training.curves import LOG_EVERY
+from wsiseg.training.distilling import Distilled, check_teacher
 from wsiseg.training.losses import Objective
 from wsiseg.training.outcome import draft_card, write_model
 from wsiseg.training.patches import PatchSampler, ahead
@@ -106,6 +107,7 @@ def check_cases(run: Run, cases: Cases) -> None:
     if run.pretext and (asked.every or asked.leave_one_patient_out or asked.calibrate):
         raise ManifestError("a pretext has no masks to score: take validation out of the run")
     check_start(run)
+    check_teacher(run)
 
 
 def train_network(run: Run, cases: Cases, draft: ModelCard, device: torch.device, watch: Watch) -> Trained:
@@ -156,18 +158,21 @@ def task_of(
         heads = Pretext(network, classes=classes)
         return heads, PretextSampler(run, cases.train), PretextObjective(run)
     counts = class_counts(cases.train, num_classes=classes)
-    return network, PatchSampler(run, cases.train), Objective(run, counts, device=device)
+    objective = Objective(run, counts, device=device)
+    asked = Distilled(run, objective, device=device) if run.distil else objective
+    return network, PatchSampler(run, cases.train), asked
 
 
 def identity_of(run: Run, cases: Cases, device: torch.device) -> dict[str, Any]:
     """All that decides the weights: settings, data, device, threads, versions."""
     settings = {key: value for key, value in portable(run).items() if key not in NOT_DECISIVE}
     settings["patches"].pop("workers")
-    card = check_start(run)
+    card, teacher = check_start(run), check_teacher(run)
     machine = {**execution_record(device), "threads": torch.get_num_threads()}
     return {
         **settings,
         "start_weights": card.sha256 if card else None,
+        "teacher_weights": teacher.sha256 if teacher else None,
         "cases": cases.fingerprints,
         "machine": {name: str(value) for name, value in machine.items()},  # torch's version is no plain text
     }

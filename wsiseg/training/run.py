@@ -17,6 +17,7 @@ from wsiseg.training.sections import (
     Augmentation,
     CardText,
     Data,
+    Distil,
     Loss,
     Optimiser,
     Patches,
@@ -68,6 +69,7 @@ class Run(Section):
     )
     validation: Validation = Field(default_factory=Validation, description="scores while it trains")
     start: Start | None = Field(None, description="weights of another model to begin with")
+    distil: Distil | None = Field(None, description="a trained network whose scores are learned, too")
     pretext: Pretext | None = Field(
         None, description="train without labels, to start another run from; annotations are not read"
     )
@@ -147,6 +149,8 @@ class Run(Section):
         joint = any(loss.output == "diagnosis" for loss in self.losses)
         if joint != bool(self.diagnoses):
             raise ValueError("diagnoses and a loss with output: diagnosis belong together; give both or none")
+        if self.distil and self.pretext:
+            raise ValueError("distil and pretext are two ways to learn; give one of them")
         if joint and self.patches.mosaic:
             raise ValueError("a mosaic is made of several cases and has no diagnosis: set mosaic: false")
         if self.patches.glass_share and not (self.patches.mosaic and self.background is not None):
@@ -170,6 +174,8 @@ def read_run(path: Path) -> Run:
     changes: dict[str, Any] = {"out": folder / run.out, "data": run.data.model_copy(update=data)}
     if run.start is not None and run.start.card not in zoo_names():
         changes["start"] = run.start.model_copy(update={"card": str(folder / run.start.card)})
+    if run.distil is not None and run.distil.teacher not in zoo_names():
+        changes["distil"] = run.distil.model_copy(update={"teacher": str(folder / run.distil.teacher)})
     return run.model_copy(update=changes)
 
 
@@ -198,6 +204,8 @@ def portable(run: Run) -> dict[str, Any]:
     data["data"]["manifest"] = run.data.manifest.name
     if run.start is not None:
         data["start"]["card"] = Path(run.start.card).name
+    if run.distil is not None:
+        data["distil"]["teacher"] = Path(run.distil.teacher).name
     return data
 
 

@@ -222,6 +222,18 @@ class Start(Section):
     unfreeze: tuple[Unfreeze, ...] = Field((), description="frozen layers that learn from a step on")
 
 
+class Distil(Section):
+    """A larger network to learn from: what it says of a patch is a second truth."""
+
+    teacher: str = Field(description="name of a shipped model, or path of a card relative to this file")
+    temperature: float = Field(
+        4.0,
+        gt=0,
+        description="by which scores of both are divided: the higher, the more unlikely classes count",
+    )
+    weight: float = Field(1.0, gt=0, description="in the sum of the losses")
+
+
 class Pretext(Section):
     """What is learned from slides without labels, with the weight of each task in the loss."""
 
