@@ -36,7 +36,7 @@ from benchmarks.yardsticks import BACKENDS, MODEL, WINDOW
 
 WIDTH, HEIGHT = 10_000, 12_000
 MONAI = {"monai": "(c) MONAI, inference only", "monai-tuned": "    with our allocator, layout"}
-MAX_OF_FLOOR, MAX_OF_MONAI, MAX_PEAK_MB, MAX_GROWTH = 1.2, 1 / 3, 1400.0, 1.05
+MAX_OF_FLOOR, MAX_OF_MONAI, MAX_PEAK_MB = 1.2, 1 / 3, 1400.0
 MAX_WALL, MAX_START_S = 0.65, 3.0
 
 
@@ -138,9 +138,7 @@ def main() -> None:
     )
     parser.add_argument("folder", type=Path)
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument(
-        "--quick", action="store_true", help="a slide of a tenth of the height, without the tall one"
-    )
+    parser.add_argument("--quick", action="store_true", help="a slide of a tenth of the height")
     arguments = parser.parse_args()
     folder: Path = arguments.folder
     height = HEIGHT // 10 if arguments.quick else HEIGHT
@@ -188,14 +186,6 @@ def main() -> None:
         ),
         f"start-up takes {start_wall:.1f} s, at most {MAX_START_S}": start_wall <= MAX_START_S,
     }
-    if not arguments.quick:
-        print("a slide four times as high", flush=True)
-        tall = make_slide(
-            folder / f"mosaic-{4 * height}.tif", height=4 * height, width=WIDTH, period_px=height
-        )
-        tall_peak = segment(tall, folder / "tall", folder / "config.toml", "none").peak_mb
-        grown = tall_peak / peak("segment")
-        checks[f"peak {tall_peak:.0f} MB, {grown:.2f} x, at most {MAX_GROWTH}"] = grown <= MAX_GROWTH
     for sentence, held in checks.items():
         print(f"{'held' if held else 'MISSED':7} {sentence}")
     raise SystemExit(0 if all(checks.values()) else 1)
