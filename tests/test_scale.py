@@ -19,6 +19,10 @@ def test_the_exponent_is_that_of_a_power() -> None:
     sizes = [1e6, 3e7, 1e9]
     assert scale.exponent(sizes, [s**1.5 for s in sizes]) == pytest.approx(1.5)
     assert scale.exponent(sizes, [3 * s for s in sizes]) == pytest.approx(1.0)
+    # What the small slide computes is taken off with start-up: that must not look like growth.
+    pixels = [size * 1e9 for size in scale.GIGAPIXELS]
+    small = scale.START_SIDE**2
+    assert scale.exponent(pixels, [(p - small) / 4e6 for p in pixels]) < 1.005 < scale.MAX_EXPONENT
 
 
 def test_a_tall_slide_repeats_its_first_rows(tmp_path: Path) -> None:
@@ -58,4 +62,4 @@ def test_what_is_measured_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         assert found == {"cpu_s": 2.0, "wall_s": 3.0, "peak_mb": 400.0}
     assert len(commands) == 1
     assert commands[0][3:5] == ("segment", str(tmp_path / "a.tif"))
-    assert json.loads((tmp_path / "measured.json").read_text()) == {"a": found}
+    assert json.loads((tmp_path / "measured.json").read_text()) == {"a, threads 1": found}
