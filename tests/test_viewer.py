@@ -6,9 +6,12 @@ import http.client
 import io
 import json
 import signal
+import socket
+import struct
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -306,6 +309,29 @@ def test_what_cannot_be_viewed_is_said_in_one_sentence(results: Path, server: Vi
         open_viewer(results, truth=results / "none.geojson")
     with pytest.raises(UsageError, match=r"port \d+ of 127.0.0.1 cannot be used: .*; try --port 0"):
         open_viewer(results, port=int(server.server_address[1]))
+
+
+def test_a_browser_that_leaves_in_the_middle_is_no_error(
+    server: ViewerServer, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+    handle = type(server).handle_error
+
+    def noted(self: ViewerServer, *request: Any) -> None:
+        seen.append(type(sys.exception()).__name__)
+        handle(self, *request)
+
+    monkeypatch.setattr(type(server), "handle_error", noted)
+    host, port = server.server_address[:2]
+    with socket.create_connection((str(host), int(port)), timeout=20) as connection:
+        connection.sendall(b"GET / HTTP/1.1\r\n")
+        time.sleep(0.2)  # the server waits for the rest
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # closed at once
+    deadline = time.monotonic() + 20
+    while not seen and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert seen == ["ConnectionResetError"]
+    assert capsys.readouterr().err == ""
 
 
 def test_the_command_serves_until_it_is_interrupted(results: Path) -> None:

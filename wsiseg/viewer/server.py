@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 from http import HTTPStatus
@@ -67,6 +68,11 @@ class ViewerServer(ThreadingHTTPServer):
         self._volume: VolumeCase | None = None
         self.tile: Callable[[str, str, int, int, int], tuple[bytes, str]] = lru_cache(KEPT_TILES)(self._tile)
         super().__init__((host, port), _Handler)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A browser that leaves before it has its answer is no error, and nothing to print."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
 
     @property
     def url(self) -> str:
