@@ -33,6 +33,7 @@ LAYERS = [
         "execution",
         "smaller",
         "diagnosis",
+        "finishing",
         "batch",
         "pipeline",
         "results",

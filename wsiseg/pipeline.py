@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import logging
-import math
 from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import partial
@@ -16,14 +15,13 @@ import numpy as np
 from wsiseg import diagnosis
 from wsiseg.behind import Behind
 from wsiseg.claims import Claim, forget_dead, take, wait_for
-from wsiseg.classes import VOID
 from wsiseg.config import make_config
 from wsiseg.diagnosis import gather
 from wsiseg.execute.base import OnLevel0, rows_for, to_level0
 from wsiseg.execute.decision import Confidence
 from wsiseg.execution import make_executor, try_execution
 from wsiseg.exports import check_out, remove_partial, remove_stale
-from wsiseg.geometry import Region
+from wsiseg.finishing import finish_slab
 from wsiseg.images import CachedImages
 from wsiseg.memory import free_unused, keep_memory, memory_for, ran_out
 from wsiseg.models.foreign import in_short
@@ -44,18 +42,16 @@ from wsiseg.prepare import (
 from wsiseg.preprocess import CaseStats, fit
 from wsiseg.progress import Progress, no_progress
 from wsiseg.report import Report, Stopwatch
-from wsiseg.results import finished_report, make_report, void_places
+from wsiseg.results import finished_report, make_report
 from wsiseg.smaller import in_words
 from wsiseg.store import CaseStore, Image
 from wsiseg.tissue import TissueMask
-from wsiseg.windows import Slab, slabs
+from wsiseg.windows import Slab
 
 logger = logging.getLogger(__name__)
 
 BEHIND_BYTES = 1 << 26
 """Of a slab that is written while the next is computed; a larger one would be in memory beside that."""
-FINISHED_PX = 1 << 24
-"""Pixels of a mask that are finished at a time: more than a slab of most slides has."""
 
 
 def segment(
@@ -260,47 +256,6 @@ def _predictor(job: Job, execution: dict[str, Any]) -> NetworkPredictor:
         precision=execution["precision"],
     )  # fmt: skip
     return predictor.for_execution(execution)
-
-
-def finish_slab(made: OnLevel0, *, job: Job, tissue: TissueMask | None) -> dict[str, Any]:
-    """Set glass to background and what is outside the region to void; returns what the ledger keeps.
-
-    Done here, on level 0, so that the mask does not depend on how the image was cut.
-    """
-    top, mask, confidence = made.slab.rows.start, made.mask, made.confidence
-    # A slab of a large volume is many times what is needed in between.
-    rows = max(1, FINISHED_PX // math.prod(mask.shape[1:]))
-    record: dict[str, Any] = {"unreadable": 0, "places": [], "outside_region": 0}
-    for part in slabs(len(mask), rows=rows):
-        own = part.rows
-        place = Slab(part.index, slice(top + own.start, top + own.stop))
-        piece = OnLevel0(place, mask[own], None if confidence is None else confidence[own])
-        found = _finish_rows(piece, job=job, tissue=tissue)
-        record = {name: value + found[name] for name, value in record.items()}
-    return record
-
-
-def _finish_rows(made: OnLevel0, *, job: Job, tissue: TissueMask | None) -> dict[str, Any]:
-    (slab, mask, confidence), shape = made, job.source.geometry.shape
-    place: Region = (slab.rows, *(slice(0, n) for n in shape[1:]))
-    unreadable = mask == VOID
-    if tissue is not None and job.background is not None:
-        glass = ~(tissue.at(place, shape=shape) | unreadable)
-        np.copyto(mask, job.background, where=glass)
-        if confidence is not None:
-            confidence[glass] = 0
-    outside = np.zeros_like(unreadable)
-    if job.region is not None:
-        outside = job.region.read(place) == VOID
-        mask[outside] = VOID
-    if confidence is not None:
-        confidence[mask == VOID] = 0
-    lost = unreadable & ~outside
-    return {
-        "unreadable": int(lost.sum()),
-        "places": void_places(lost, top=slab.rows.start),
-        "outside_region": int(outside.sum()),
-    }
 
 
 def _tissue(job: Job, store: CaseStore, progress: Progress) -> TissueMask | None:
