@@ -61,15 +61,20 @@ def write_whole(path: Path, data: bytes, *, guard: Callable[[], None] | None = N
     if isinstance(path, ObjectPath):
         path.write_bytes(data)
         return
-    with whole(path) as stream:
+    # A name of its own: a process that is stopped here may wake while another writes the same file.
+    with whole(path, partial=f"{path.name}.{secrets.token_hex(4)}.partial") as stream:
         stream.write(data)
         if guard is not None:
             guard()
 
 
 @contextmanager
-def whole(path: Path) -> Iterator[IO[bytes]]:
-    """A stream to a file that appears when all is written."""
+def whole(path: Path, *, partial: str | None = None) -> Iterator[IO[bytes]]:
+    """A stream to a file that appears when all is written.
+
+    Until then it is called `partial`; by default one name for all that write it, so that what a kill leaves
+    of a large file is replaced by the next try.
+    """
     if isinstance(path, ObjectPath):
         with tempfile.NamedTemporaryFile() as local:
             yield local
@@ -77,16 +82,15 @@ def whole(path: Path) -> Iterator[IO[bytes]]:
             path.upload(Path(local.name))
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    # A name of its own: a process that is stopped here may wake while another writes the same file.
-    partial = path.with_name(f"{path.name}.{secrets.token_hex(4)}.partial")
+    unfinished = path.with_name(partial or path.name + ".partial")
     try:
-        with partial.open("xb") as stream:
+        with unfinished.open("wb") as stream:
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
-        partial.replace(path)
+        unfinished.replace(path)
     except BaseException:
-        partial.unlink(missing_ok=True)
+        unfinished.unlink(missing_ok=True)
         raise
 
 
