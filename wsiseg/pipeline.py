@@ -51,7 +51,7 @@ from wsiseg.windows import Slab
 logger = logging.getLogger(__name__)
 
 BEHIND_BYTES = 1 << 26
-"""Of a slab that is written while the next is computed; a larger one would be in memory beside that."""
+"""Of a slab with its image that is written while the next is computed: it is in memory beside that."""
 
 
 def segment(
@@ -223,7 +223,7 @@ def _segment_rows(
             pieces = store.image_slabs(slab)
             rows_of = [(piece, images.image_rows(piece)) for piece in pieces]
             writer.do(partial(_write, store, done, record, rows_of, watch))
-            if mask.nbytes > BEHIND_BYTES:
+            if mask.nbytes + sum(rows.nbytes for _, rows in rows_of) > BEHIND_BYTES:
                 writer.wait()
             images.forget(
                 executor.first_row_read(first_needed(slab.rows.stop)),
