@@ -18,7 +18,7 @@ from tests.test_cli import Ran, assert_one_sentence
 from wsiseg import backends
 from wsiseg.config import Backend
 from wsiseg.models.foreign import ExportedGraph
-from wsiseg.models.inference import WideConvTranspose2d
+from wsiseg.models.inference import FixedNorm, WideConvTranspose2d
 from wsiseg.models.zoo import load_card
 from wsiseg.predict import NetworkPredictor
 
@@ -104,10 +104,13 @@ def test_the_fastest_is_measured_once_and_kept(cache: Path, monkeypatch: pytest.
         file.write_text('{"seconds": {"torch": "fast"}}')
     assert choose() == "torch"
     assert len(measured) == 15
+    seconds.update(torch=0.1, openvino=0.095)
+    assert choose(name="c") == "torch"  # so little is not worth another program
+    assert len(measured) == 18
     assert backends.fastest(
         _Exported(), (1, 3, 8, 8), name="a", precision="float32", threads=1
     ) == "torch"  # fmt: skip
-    assert len(measured) == 15
+    assert len(measured) == 18
 
 
 def test_a_back_end_that_cannot_compute_a_network_takes_no_part() -> None:
@@ -137,8 +140,12 @@ def test_large_windowed_cases_take_what_is_fastest(
     monkeypatch.setattr("wsiseg.predict.MEASURED_PX", 384 * 384)
     asked: list[tuple[int, ...]] = []
 
-    def fastest(network: object, shape: tuple[int, ...], **_: object) -> str:
+    def fastest(network: nn.Module, shape: tuple[int, ...], **_: object) -> str:
         asked.append(shape)
+        # It is held against torch as the program runs it.
+        assert any(isinstance(module, FixedNorm) for module in network.modules())
+        weights = next(p for p in network.parameters() if p.ndim == 4 and p.shape[1] > 1 and p.shape[2] > 1)
+        assert weights.is_contiguous(memory_format=torch.channels_last)
         return "torch"
 
     monkeypatch.setattr("wsiseg.predict.fastest", fastest)

@@ -6,12 +6,14 @@ cache folder for each machine, version, network and shape.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import importlib
 import importlib.metadata
 import importlib.util
 import json
 import logging
+import math
 import os
 import platform
 import time
@@ -41,6 +43,8 @@ NEEDED: Mapping[Backend, tuple[str, ...]] = {
 """What has to be installed for each."""
 WITHIN: Mapping[Precision, float] = {"float32": 1e-3, "bfloat16": 0.1}
 """Of the largest score, by which scores may differ from torch's."""
+GAIN = 0.9
+"""Of torch's time, that another back end must stay below."""
 ROUNDS = 3
 """Of a measurement; the fastest counts, since others may use the machine too."""
 
@@ -224,7 +228,8 @@ def fastest(
 ) -> Backend:
     """The installed back end that computes a batch of `shape` in the least time; `name` is the model's.
 
-    Measured once and kept in the cache folder; what a back end cannot compute does not take part.
+    `network` is as torch would run it. Measured once and kept in the cache folder; what a back end cannot
+    compute does not take part, and what gains little is not worth its memory and its start.
     """
     candidates = [b for b in NEEDED if not missing(b)]
     if isinstance(network, ExportedGraph) or len(candidates) == 1:
@@ -242,7 +247,8 @@ def fastest(
         except OSError as err:
             logger.info("%s: the measurement is not kept: %s", name, err)
     known: dict[Backend, float] = {b: found[b] for b in candidates if found.get(b) is not None}
-    return min(known, key=known.__getitem__, default="torch")
+    best = min(known, key=known.__getitem__, default="torch")
+    return best if best in known and known[best] < GAIN * known.get("torch", math.inf) else "torch"
 
 
 def cache_folder() -> Path:
@@ -265,9 +271,13 @@ def _seconds(
     network: nn.Module, shape: tuple[int, ...], backend: Backend, precision: Precision, threads: int
 ) -> float | None:
     """What a batch takes, or None where the back end cannot compute it."""
-    inputs = _noise(shape)
+    inputs, run = _noise(shape), network
     try:
-        run = compile_network(network, shape, backend=backend, precision=precision, threads=threads)
+        if backend == "torch":
+            inputs = inputs.to(next((p.dtype for p in network.parameters()), torch.float32))
+        else:
+            plain = copy.deepcopy(network).float()  # a back end casts by itself
+            run = compile_network(plain, shape, backend=backend, precision=precision, threads=threads)
     except ModelError as err:
         logger.info("%s", err)
         return None

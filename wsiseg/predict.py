@@ -134,7 +134,7 @@ class NetworkPredictor:
         made = copy.copy(self)
         shape = (execution["batch"], self.card.channels, *execution["window"])
         made.network = compile_network(
-            self.network.float(), shape,
+            copy.deepcopy(self.network).float(), shape,
             backend=backend, precision=self._precision, threads=execution["threads"],
         )  # fmt: skip
         made._takes = torch.float32  # a back end casts by itself
@@ -248,9 +248,11 @@ def choose_backend(
         raise UsageError(f"backend {chosen!r} computes windows; use it with --executor windowed")
     large = windowed and math.prod(execution["model_grid"]) >= MEASURED_PX and device.type == "cpu"
     if asked == "auto" and large and config.views == "none":
-        network = load_network(model, trust_code=config.trust_code)
+        # As torch would run it: a network without what makes it fast there would lose to any other.
+        use_threads(threads)
+        plain = load_predictor(model, "cpu", trust_code=config.trust_code, precision=config.precision)
         batch = (execution["batch"], card.channels, *execution["window"])
-        chosen = fastest(network, batch, name=card.name, precision=config.precision, threads=threads)
+        chosen = fastest(plain.network, batch, name=card.name, precision=config.precision, threads=threads)
     return {**execution_record(device, chosen), "precision": config.precision}
 
 
