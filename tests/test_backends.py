@@ -17,8 +17,9 @@ from tests.cases import CROPS, NAMES, SMALL, Interrupted, mask_of, stop_after, w
 from tests.test_cli import Ran, assert_one_sentence
 from wsiseg import backends
 from wsiseg.config import Backend
+from wsiseg.graph.network import NetworkGraph
 from wsiseg.models.foreign import ExportedGraph
-from wsiseg.models.inference import FixedNorm, WideConvTranspose2d
+from wsiseg.models.inference import FixedNorm, InFloat32, for_inference
 from wsiseg.models.zoo import load_card
 from wsiseg.predict import NetworkPredictor
 
@@ -197,17 +198,45 @@ def test_in_bfloat16_nearly_all_pixels_keep_their_class(
     assert 0.97 < same < 1
 
 
-def test_the_scores_of_the_last_layer_stay_in_single_precision() -> None:
+NETWORKS: list[tuple[str, dict[str, Any]]] = [
+    ("espnet", {"variant": "A", "p": 1, "q": 1}),
+    ("espnet", {"variant": "C", "p": 1, "q": 1}),
+    ("espnet", {"variant": "A", "p": 1, "q": 1, "ndim": 3}),
+    ("espnetv2", {"scale": 0.5}),
+    ("ynet", {"encoder": "C1", "diagnoses": 5}),
+    ("espnet3d", {"channels": 3, "width": 0.25}),
+    ("espnet3d", {"channels": 3, "width": 0.25, "refinement": False}),
+    ("mrseg", {}),
+    ("segnet", {}),
+]
+
+
+@pytest.mark.parametrize(("name", "arguments"), NETWORKS, ids=[f"{n}-{a}" for n, a in NETWORKS])
+def test_every_network_computes_in_bfloat16(name: str, arguments: dict[str, Any]) -> None:
+    torch.manual_seed(3)
+    network = wsiseg.build_network(name, classes=5, **arguments).eval()
+    volume = name == "espnet3d" or arguments.get("ndim") == 3
+    inputs = torch.randn(1, 3, *getattr(network, "input_size", (16, 16, 16) if volume else (64, 64)))
+    narrow = for_inference(network, dtype=torch.bfloat16)
+    with torch.inference_mode():
+        made = [n(x) for n, x in ((network, inputs), (narrow, inputs.bfloat16()))]
+    full, less = (m[0] if isinstance(m, tuple | list) else m for m in made)
+    assert full.shape == less.shape
+    assert float((full - less).abs().max()) < 0.1 * float(full.abs().max())
+    assert {p.dtype for p in network.parameters()} == {torch.float32}  # a copy was changed
+
+
+@pytest.mark.parametrize("variant", ["A", "C"])
+def test_the_scores_of_the_last_layer_stay_in_single_precision(variant: str) -> None:
     card = load_card("demo-breast8")
-    network = wsiseg.load_network("demo-breast8")
+    network = wsiseg.build_network("espnet", classes=8, p=1, q=1, variant=variant).eval()
     predictor = NetworkPredictor(card, network, device=torch.device("cpu"), precision="bfloat16")
     *_, last = predictor.network.modules()
-    assert isinstance(last, WideConvTranspose2d)
-    kinds = {p.dtype for name, p in predictor.network.named_parameters() if not name.startswith("up_half")}
-    assert (kinds, last.weight.dtype) == ({torch.bfloat16}, torch.float32)
-    pixels = torch.zeros(1, 3, 16, 16, dtype=torch.uint8)
+    assert isinstance(last, InFloat32)
+    kinds = [p.dtype for p in predictor.network.parameters()]
+    assert (set(kinds[:-1]), kinds[-1]) == ({torch.bfloat16}, torch.float32)
     with torch.inference_mode():
-        inputs = predictor.inputs(pixels)
+        inputs = predictor.inputs(torch.zeros(1, 3, 16, 16, dtype=torch.uint8))
         assert inputs.dtype == torch.bfloat16
-        assert predictor.outputs(inputs).scores.dtype == torch.float32
-    assert {p.dtype for p in network.parameters()} == {torch.float32}  # a copy was changed
+        assert predictor.network(inputs).dtype == torch.float32
+    NetworkGraph(predictor.network)  # it can be streamed

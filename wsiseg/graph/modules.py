@@ -12,12 +12,11 @@ from torch.nn import functional as F
 
 from wsiseg.graph.operations import Operation, PerAxis, Pointwise, Resize, Transposed, Window
 from wsiseg.models.inference import (
+    IN_FLOAT32,
     FixedNorm,
     MeanPool2d,
     MeanPool3d,
     OneDnnConv3d,
-    WideConvTranspose2d,
-    WideConvTranspose3d,
     convolve_3d,
     mean_pool,
 )
@@ -28,13 +27,13 @@ CONVOLUTIONS: dict[type[nn.Module], Callable[..., Tensor]] = {
     nn.Conv3d: F.conv3d,
     OneDnnConv3d: convolve_3d,
 }
-TRANSPOSED = {
+TRANSPOSED: dict[type[nn.Module], Callable[..., Tensor]] = {
     nn.ConvTranspose1d: F.conv_transpose1d,
     nn.ConvTranspose2d: F.conv_transpose2d,
     nn.ConvTranspose3d: F.conv_transpose3d,
-    WideConvTranspose2d: F.conv_transpose2d,
-    WideConvTranspose3d: F.conv_transpose3d,
 }
+for known in (CONVOLUTIONS, TRANSPOSED):
+    known.update({IN_FLOAT32[kind]: function for kind, function in known.items() if kind in IN_FLOAT32})
 AVERAGE_POOLS: dict[type[nn.Module], Callable[..., Tensor]] = {
     nn.AvgPool1d: F.avg_pool1d,
     nn.AvgPool2d: F.avg_pool2d,
@@ -113,6 +112,7 @@ def _convolution(module: Any) -> Window:
     assert not isinstance(padding, str)
 
     def convolve(pixels: Tensor, around: tuple[int, ...]) -> Tensor:
+        pixels = pixels.to(module.weight.dtype)  # the last layer's may be wider
         return function(
             pixels, module.weight, module.bias, module.stride, around, module.dilation, module.groups
         )
@@ -131,15 +131,9 @@ def _transposed(module: Any) -> Transposed:
     function = TRANSPOSED[type(module)]
 
     def convolve(pixels: Tensor, around: tuple[int, ...], beyond: tuple[int, ...]) -> Tensor:
+        pixels = pixels.to(module.weight.dtype)
         return function(
-            pixels.to(module.weight.dtype),
-            module.weight,
-            module.bias,
-            module.stride,
-            around,
-            beyond,
-            module.groups,
-            module.dilation,
+            pixels, module.weight, module.bias, module.stride, around, beyond, module.groups, module.dilation
         )
 
     return Transposed(

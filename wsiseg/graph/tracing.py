@@ -13,14 +13,7 @@ from wsiseg.errors import ModelError
 from wsiseg.graph.calls import call_changes_input, of_call, splits
 from wsiseg.graph.modules import DROPOUTS, NotLocal, changes_input, of_module
 from wsiseg.graph.operations import Operation
-from wsiseg.models.inference import (
-    FixedNorm,
-    MeanPool2d,
-    MeanPool3d,
-    OneDnnConv3d,
-    WideConvTranspose2d,
-    WideConvTranspose3d,
-)
+from wsiseg.models.inference import LEAVES
 
 
 @dataclass(frozen=True)
@@ -56,15 +49,11 @@ _UNTRACEABLE = (
     fx.proxy.TraceError, NameError, TypeError, ValueError, AttributeError, IndexError, KeyError,
     AssertionError, RuntimeError,
 )  # fmt: skip
-OWN_LEAVES = (
-    FixedNorm, MeanPool2d, MeanPool3d, OneDnnConv3d, WideConvTranspose2d, WideConvTranspose3d,
-)  # fmt: skip
-"""Modules of this program that count as one operation."""
 
 
 class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, OWN_LEAVES) or super().is_leaf_module(m, module_qualified_name)
+        return isinstance(m, LEAVES) or super().is_leaf_module(m, module_qualified_name)
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return _Proxy(node, self)

@@ -104,30 +104,30 @@ NAMED = ("same", "valid")
 NORM_AXES: dict[type[nn.Module], int] = {nn.BatchNorm2d: 2, nn.BatchNorm3d: 3}
 
 
-class WideConvTranspose2d(nn.ConvTranspose2d):
-    """A transposed convolution in float32, whatever comes in: the last, whose scores decide."""
+class InFloat32:
+    """Before a layer's class: computes in float32, whatever comes in. Of the last, whose scores decide."""
 
-    def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
-        return super().forward(input.float(), output_size)
-
-
-class WideConvTranspose3d(nn.ConvTranspose3d):
-    """The same in three dimensions."""
-
-    def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
-        return super().forward(input.float(), output_size)
+    def forward(self, input: Tensor) -> Tensor:
+        made: Tensor = super().forward(input.float())  # type: ignore[misc]
+        return made
 
 
-WIDE: dict[type[nn.Module], type[nn.Module]] = {
-    nn.ConvTranspose2d: WideConvTranspose2d,
-    nn.ConvTranspose3d: WideConvTranspose3d,
+def _in_float32(kind: type[nn.Module]) -> type[nn.Module]:
+    return type(f"{kind.__name__}InFloat32", (InFloat32, kind), {})
+
+
+IN_FLOAT32: dict[type[nn.Module], type[nn.Module]] = {
+    kind: _in_float32(kind)
+    for kind in (nn.Conv2d, nn.Conv3d, OneDnnConv3d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 }
+LEAVES = (FixedNorm, MeanPool2d, MeanPool3d, OneDnnConv3d, InFloat32)
+"""Modules of this program that count as one operation."""
 
 
 def for_inference(network: nn.Module, *, dtype: torch.dtype = torch.float32) -> nn.Module:
     """A copy of a network in evaluation with faster pooling, norms and 3-D convolutions, its numbers `dtype`.
 
-    In a narrower type than float32 scores of a last transposed convolution stay float32: few bits make ties.
+    In a narrower type than float32 the last layer stays float32, if it is a convolution: few bits make ties.
     """
     network = copy.deepcopy(network)
     for module in network.modules():
@@ -142,7 +142,7 @@ def for_inference(network: nn.Module, *, dtype: torch.dtype = torch.float32) -> 
     if dtype != torch.float32:
         network = network.to(dtype)
         *_, last = network.modules()
-        if type(last) in WIDE:
-            last.__class__ = WIDE[type(last)]
+        if type(last) in IN_FLOAT32:
+            last.__class__ = IN_FLOAT32[type(last)]
             last.float()
     return network
